@@ -1,0 +1,29 @@
+"""Run a WSGI app under ASGI, and an ASGI app under WSGI.
+
+    application = WsgiToAsgi(flask_app)     # in asgi.py
+    application = AsgiToWsgi(fastapi_app)   # in wsgi.py
+"""
+
+from bridge.asgi_to_wsgi import AsgiToWsgi
+from bridge.errors import (
+    BadRequest,
+    BridgeError,
+    ClientDisconnected,
+    LifespanFailure,
+    ProtocolError,
+    UnsupportedScope,
+)
+from bridge.wsgi_to_asgi import WsgiToAsgi
+
+__all__ = [
+    "AsgiToWsgi",
+    "BadRequest",
+    "BridgeError",
+    "ClientDisconnected",
+    "LifespanFailure",
+    "ProtocolError",
+    "UnsupportedScope",
+    "WsgiToAsgi",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,500 @@
+"""`python -m bridge module:app` serves an app on the other kind of server; without an app it runs the demo.
+
+Here live the command line, finding an app and its kind, and the two small servers. What the user has to put right is
+said in one sentence on stderr, exit status 2; a traceback here is a bug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import enum
+import functools
+import importlib
+import inspect
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Generator
+from socketserver import ThreadingMixIn
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from bridge import AsgiToWsgi, BridgeError, LifespanFailure, WsgiToAsgi
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
+    from asgiref.typing import ASGI3Application
+
+__all__ = ["CommandError", "Kind", "kind_of", "load_app", "main"]
+
+DEMO_EXTRA = 'pip install "wsgi-asgi-bridge[demo]"'
+
+# What the demo imports beyond bridge itself.
+DEMO_MODULES = ("fastapi", "flask", "httpx", "python_multipart", "uvicorn")
+
+# Seconds that requests in flight are given to end on a stop; endless streams are cut after it.
+GRACE = 3.0
+
+# Connections that may wait for accept(): the standard library's 5 makes a burst of clients wait for a whole second.
+BACKLOG = 256
+
+
+class CommandError(BridgeError):
+    """Raised for what the user of the command line has to put right; the message is all there is to show."""
+
+
+class Kind(enum.Enum):
+    """The two kinds of app."""
+
+    WSGI = "WSGI"
+    ASGI = "ASGI"
+
+
+class Address(NamedTuple):
+    """Where to listen. Port 0 is any free port."""
+
+    host: str
+    port: int
+
+
+# --- Which kind is it? --------------------------------------------------------------------------------------------
+
+
+def kind_of(app: object) -> Kind:
+    """Tell whether `app` is a WSGI or an ASGI app, without calling it.
+
+    A server calls WSGI apps with two arguments and ASGI apps with three, which mostly tells it; where an app would take
+    both, its first parameter's name may. Of decorated apps each layer is asked, the outermost first.
+
+    Raises:
+        CommandError: `app` cannot be called as either, or as both with nothing to tell which is meant.
+    """
+    if inspect.isclass(app):
+        return kind_of_class(app)
+    if inspect.iscoroutine(app):
+        app.close()  # or Python warns that it was never awaited
+        raise CommandError(f"{describe(app)} is no app; name the function itself, not what it returns")
+    if not callable(app):
+        raise CommandError(f"{describe(app)} is no app: it cannot be called")
+    layer: Any = app
+    seen: set[int] = set()
+    while layer is not None and id(layer) not in seen:
+        seen.add(id(layer))
+        kind = kind_of_callable(layer)
+        if kind is not None:
+            return kind
+        layer = getattr(layer, "__wrapped__", None)
+    raise CommandError(f"cannot tell whether {describe(app)} is a WSGI or an ASGI app; say --wsgi or --asgi")
+
+
+def kind_of_class(app: type) -> Kind:
+    """Tell the kind of a class that is itself the app, made anew for each request, as PEP 3333's `AppClass` is."""
+    if hasattr(app, "__await__"):  # Starlette's HTTPEndpoint(scope, receive, send)
+        return Kind.ASGI
+    if hasattr(app, "__iter__") and takes(app, 2):
+        return Kind.WSGI
+    raise CommandError(f"{describe(app)} is a class, not an app; name an instance of it, or add --factory to make one")
+
+
+def kind_of_callable(app: Callable[..., object]) -> Kind | None:
+    """Tell one layer's kind by its own signature; None if that leaves it open."""
+    asynchronous = inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(getattr(app, "__call__", None))  # noqa: B004
+    two, three = takes(app, 2), takes(app, 3)
+    if two is None or three is None:
+        return None
+    if not two and not three:
+        raise CommandError(f"{describe(app)} is no app: {why_not(app)}")
+    if asynchronous:
+        if three:
+            return Kind.ASGI
+        raise CommandError(
+            f"{describe(app)} is no app: it is async and takes two arguments; ASGI calls with scope, receive, send"
+        )
+    if two != three:
+        return Kind.WSGI if two else Kind.ASGI
+    return {"environ": Kind.WSGI, "env": Kind.WSGI, "scope": Kind.ASGI}.get(first_parameter(app))
+
+
+def takes(app: Callable[..., object], count: int) -> bool | None:
+    """Whether `app` can be called with `count` positional arguments; None where Python does not know."""
+    try:
+        # Not what __wrapped__ says: a decorator may well change the kind.
+        inspect.signature(app, follow_wrapped=False).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # a callable written in C, without a signature
+        return None
+    return True
+
+
+def first_parameter(app: Callable[..., object]) -> str:
+    return next(iter(inspect.signature(app, follow_wrapped=False).parameters))
+
+
+def why_not(app: Callable[..., object]) -> str:
+    if takes(app, 0):
+        return "it takes no arguments; if it makes the app, add --factory"
+    if takes(app, 1):
+        return (
+            "it takes one argument, as ASGI 2 apps do; asgiref.compatibility.double_to_single_callable makes it ASGI 3"
+        )
+    return (
+        f"its signature is {inspect.signature(app, follow_wrapped=False)}; "
+        "WSGI calls an app with two arguments (environ, start_response), ASGI with three (scope, receive, send)"
+    )
+
+
+def describe(app: object) -> str:
+    """Name an object in a message: its qualified name, or its type where it has none; never a whole long repr."""
+    while isinstance(app, functools.partial):
+        app = app.func
+    name = getattr(app, "__qualname__", None)
+    if name is None:
+        text = repr(app)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    return f"{getattr(app, '__module__', '?')}.{name}"
+
+
+# --- Finding the app ----------------------------------------------------------------------------------------------
+
+
+def load_app(target: str, *, factory: bool = False) -> object:
+    """Import what `target`, "module:name", names; with `factory` call it, and give back what it made.
+
+    Raises:
+        CommandError: The target cannot be read, imported, found or made.
+    """
+    module_name, colon, path = target.partition(":")
+    if not colon or not module_name or not path:
+        raise CommandError(f"expected module:app, got {target!r}{hint_for(target)}")
+    if module_name.endswith(".py") or "/" in module_name or os.sep in module_name:
+        raise CommandError(f"expected a module's name before the colon, got {module_name!r}{hint_for(target)}")
+    found: object = import_module(module_name)
+    done = module_name
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise CommandError(f"{done} has no {name!r}{alternatives(found, name)}") from None
+        done += f".{name}"
+    return make_app(target, found) if factory else found
+
+
+def import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and f"{name}.".startswith(f"{exc.name}."):
+            raise CommandError(f"there is no module {exc.name!r} in {os.getcwd()} or on Python's path") from None
+        raise CommandError(f"{name} cannot be imported: {told(exc)}") from exc
+    except Exception as exc:  # whatever the user's module raises is the user's to put right
+        raise CommandError(f"{name} cannot be imported: {told(exc)}") from exc
+
+
+def make_app(target: str, factory: object) -> object:
+    if not callable(factory):
+        raise CommandError(f"{target} is no factory: it cannot be called")
+    if takes(factory, 0) is False:
+        signature = inspect.signature(factory, follow_wrapped=False)
+        raise CommandError(
+            f"{target} is no factory: it has to be called without arguments, its signature is {signature}"
+        )
+    try:
+        return factory()
+    except Exception as exc:  # see import_module
+        raise CommandError(f"{target} made no app: {told(exc)}") from exc
+
+
+def told(exc: BaseException) -> str:
+    """Tell an error of the user's code in one line: class, message and place, the last frame it went through."""
+    if isinstance(exc, SyntaxError):
+        return f"{type(exc).__name__}: {exc.msg} ({exc.filename}, line {exc.lineno})"
+    frames = [f for f in traceback.extract_tb(exc.__traceback__) if not f.filename.startswith("<frozen importlib")]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(exc).__name__}: {exc}{place}"
+
+
+def hint_for(target: str) -> str:
+    file, _, name = target.partition(":")
+    if not file:
+        return ""
+    module = file.removesuffix(".py").removeprefix("./").strip("/").replace("/", ".").replace(os.sep, ".")
+    return f"; is it {module}:{name or 'app'}?"
+
+
+def alternatives(owner: object, name: str) -> str:
+    """What else the user may have meant: a name spelled alike, else one that apps often have."""
+    names = [other for other in vars(owner) if not other.startswith("_")] if hasattr(owner, "__dict__") else []
+    close = difflib.get_close_matches(name, names, n=1)
+    usual = [other for other in ("app", "application", "create_app", "make_app") if other in names]
+    meant = close or usual
+    return f"; did you mean {meant[0]!r}?" if meant else ""
+
+
+# --- Serving ------------------------------------------------------------------------------------------------------
+
+
+def listen(address: Address) -> socket.socket:
+    """Open the listening socket here, for both servers: so that errors read alike, and port 0 can be told."""
+    try:
+        family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server(address, family=family, backlog=BACKLOG)
+    except socket.gaierror as exc:  # its numbers are not errno's
+        raise CommandError(f"cannot listen on {shown(address)}: {exc.strerror}") from None
+    except OSError as exc:
+        raise CommandError(f"cannot listen on {shown(address)}: {os.strerror(exc.errno or 0)}") from None
+
+
+def shown(address: Address) -> str:
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"{host}:{address.port}"
+
+
+def announce(target: str, how: str, listener: socket.socket) -> None:
+    # One line, the address last: the demo reads it.
+    address = Address(*listener.getsockname()[:2])
+    print(f"Serving {target} ({how}) on http://{shown(address)}", flush=True)
+
+
+def serve_wsgi_app(app: WSGIApplication, target: str, address: Address, threads: int | None) -> int:
+    """Serve a WSGI app on uvicorn until SIGINT or SIGTERM; the exit status."""
+    try:
+        import uvicorn
+    except ModuleNotFoundError:
+        raise CommandError("a WSGI app is served on an ASGI server: pip install uvicorn") from None
+
+    class Server(uvicorn.Server):
+        """Says where it serves once the app has started."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                announce(target, "WSGI, through WsgiToAsgi on uvicorn", listener)
+
+    application = WsgiToAsgi(app) if threads is None else WsgiToAsgi(app, threads=threads)
+    with listen(address) as listener:
+        # No websockets: a WSGI app has none.
+        config = uvicorn.Config(
+            cast("Any", application),
+            log_level="warning",
+            lifespan="on",
+            ws="none",
+            timeout_graceful_shutdown=int(GRACE),
+        )
+        server = Server(config)
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            pass  # uvicorn stops by itself, and raises the signal again when it has
+        finally:
+            application.close()
+    return 0 if server.started else 1
+
+
+def serve_asgi_app(app: ASGI3Application, target: str, address: Address, threads: int | None) -> int:
+    """Serve an ASGI app on the standard library's WSGI server until SIGINT or SIGTERM; the exit status."""
+    application = AsgiToWsgi(app)
+    try:
+        with ThreadedWSGIServer(listen(address), application, threads) as server:
+            application.startup()
+            announce(target, "ASGI, through AsgiToWsgi on wsgiref", server.socket)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                server.socket.close()
+                server.drain()
+    except LifespanFailure as exc:
+        print(f"python -m bridge: {target} did not start: {exc}", file=sys.stderr)
+        return 1
+    finally:
+        application.close()
+    return 0
+
+
+class QuietHandler(WSGIRequestHandler):
+    """Writes no line for each request."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class ThreadedWSGIServer(ThreadingMixIn, WSGIServer):
+    """The standard library's WSGI server with a thread for each request, on a listening socket that is given to it."""
+
+    daemon_threads = True  # a request that never ends must not hold up the exit
+
+    def __init__(self, listener: socket.socket, application: WSGIApplication, threads: int | None = None) -> None:
+        super().__init__(listener.getsockname()[:2], QuietHandler, bind_and_activate=False)
+        self.socket.close()  # the one that the base class made
+        self.socket = listener
+        self.address_family = listener.family
+        self.server_address = listener.getsockname()[:2]
+        # As HTTPServer.server_bind does, but without asking DNS for a name, which may take seconds.
+        self.server_name, self.server_port = listener.getsockname()[:2]
+        self.setup_environ()
+        self.set_app(application)
+        self._slots = (
+            threading.BoundedSemaphore(threads) if threads else None
+        )  # one for each request that may be in the app
+        self._changed = threading.Condition()  # guards _open; told when a request has ended
+        self._open: set[socket.socket] = set()  # connections of requests in flight
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._slots:
+            self._slots.acquire()  # the accepting thread waits here; released at the end of process_request_thread
+        with self._changed:
+            self._open.add(request)
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._changed:
+                self._open.discard(request)
+                self._changed.notify_all()
+            if self._slots:
+                self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client may go at any time
+            super().handle_error(request, client_address)
+
+    def drain(self) -> None:
+        """Wait for the requests in flight, at most GRACE seconds; then hang up, and let apps clean up for a moment."""
+        with self._changed:
+            if self._changed.wait_for(lambda: not self._open, GRACE):
+                return
+            for connection in self._open:
+                with contextlib.suppress(OSError):  # it has gone by itself
+                    connection.shutdown(socket.SHUT_RDWR)
+            self._changed.wait_for(lambda: not self._open, 1.0)
+
+
+@contextlib.contextmanager
+def signals_as_interrupt() -> Generator[None]:
+    """Make SIGTERM raise KeyboardInterrupt as SIGINT does, and SIGINT also where a shell's `&` has it ignored."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set by Python
+
+
+def stop_when_stdin_closes() -> None:
+    """Stop this process when the one that started it has gone, however that ended.
+
+    The thread lives as long as the process.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="bridge-stdin", daemon=True).start()
+
+
+# --- The command line ---------------------------------------------------------------------------------------------
+
+
+def parse_address(text: str) -> Address:
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        host = "127.0.0.1"
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise argparse.ArgumentTypeError(f"an IPv6 address goes in brackets, [{text}]:PORT or [{host}]:{port}")
+    if not host or not port.isdecimal() or not port.isascii() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"expected HOST:PORT, [IPV6]:PORT or PORT, got {text!r}")
+    return Address(host, int(port))
+
+
+def parse_count(text: str) -> int:
+    if not text.isdecimal() or not text.isascii() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
+    return int(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bridge",
+        description="Serve a WSGI app on uvicorn, or an ASGI app on the standard library's WSGI server. "
+        "Without an app: the demo, a Flask app and a FastAPI app, each on the other kind of server.",
+    )
+    parser.add_argument("app", nargs="?", metavar="module:app", help="the app, by its module and its name there")
+    parser.add_argument(
+        "--bind",
+        type=parse_address,
+        metavar="HOST:PORT",
+        help="where to listen; port 0 is any free one (default 127.0.0.1:8000; demo: free ports, or PORT and the next)",
+    )
+    serving = parser.add_argument_group("an app")
+    serving.add_argument("--threads", type=parse_count, metavar="N", help="how many requests may be in the app at once")
+    serving.add_argument(
+        "--factory", action="store_true", help="module:app is called without arguments to make the app"
+    )
+    kind = serving.add_mutually_exclusive_group()
+    kind.add_argument("--wsgi", dest="kind", action="store_const", const=Kind.WSGI, help="it is a WSGI app")
+    kind.add_argument("--asgi", dest="kind", action="store_const", const=Kind.ASGI, help="it is an ASGI app")
+    serving.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)  # for the demo
+    demo = parser.add_argument_group("the demo")
+    demo.add_argument("--check", action="store_true", help="end after the drive, with status 0 only if all was right")
+    demo.add_argument("--megabytes", type=parse_count, metavar="N", help="size of the upload (default 50)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.app is not None and (options.check or options.megabytes):
+        parser.error("--check and --megabytes are for the demo, which takes no app")
+    if options.app is None and (options.factory or options.kind or options.threads):
+        parser.error("--factory, --wsgi, --asgi and --threads need a module:app")
+    try:
+        with signals_as_interrupt():
+            return run_demo(options) if options.app is None else run_app(options)
+    except CommandError as exc:
+        print(f"python -m bridge: {exc}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # before there was anything to stop, or a second one during the stop
+        return 130
+
+
+def run_app(options: argparse.Namespace) -> int:
+    if options.until_stdin_closes:
+        stop_when_stdin_closes()
+    app = load_app(options.app, factory=options.factory)
+    kind = options.kind or kind_of(app)
+    address = options.bind or Address("127.0.0.1", 8000)
+    if kind is Kind.WSGI:
+        return serve_wsgi_app(cast("WSGIApplication", app), options.app, address, options.threads)
+    return serve_asgi_app(cast("ASGI3Application", app), options.app, address, options.threads)
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    try:
+        for name in DEMO_MODULES:
+            importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        raise CommandError(f"the demo needs {exc.name}: {DEMO_EXTRA}") from None
+    from bridge import demo
+
+    address = options.bind or Address("127.0.0.1", 0)
+    ports = (address.port, address.port + 1 if address.port else 0)
+    return demo.run(address.host, ports, megabytes=options.megabytes or demo.MEGABYTES, check=options.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The request's body: as a stream for WSGI, as messages for ASGI. Both pull from a callable; no thread is known here."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from bridge.headers import content_length
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from _typeshed import WriteableBuffer
+    from asgiref.typing import HTTPDisconnectEvent, HTTPRequestEvent
+
+__all__ = ["BodyReader", "InputStream"]
+
+PIECE = 64 * 1024
+"""Bytes asked from a server's wsgi.input at once: gunicorn, gevent and granian block until all of them are there."""
+
+
+class InputStream(io.RawIOBase):
+    """A request's body as a raw file; ``io.BufferedReader`` makes ``wsgi.input`` of it.
+
+    Args:
+        next_chunk: Gives the next bytes of the body, empty at its end and from then on. What it raises, a read raises.
+    """
+
+    def __init__(self, next_chunk: Callable[[], bytes]) -> None:
+        self._next_chunk = next_chunk
+        self._rest = memoryview(b"")  # of a chunk that was longer than what was asked for
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        chunk = self._rest or memoryview(self._next_chunk())
+        target = memoryview(buffer).cast("B")
+        size = min(len(chunk), len(target))
+        target[:size] = chunk[:size]
+        self._rest = chunk[size:]
+        return size
+
+
+class BodyReader:
+    """A request's body as the messages that ``receive()`` gives.
+
+    It reads by ``read(n)`` with n > 0 alone: granian's stream has no other that works, and gunicorn's ``read()`` would
+    take all of it into memory.
+
+    Args:
+        environ: ``wsgi.input``, ``CONTENT_LENGTH`` and ``wsgi.input_terminated`` are looked at.
+
+    Raises:
+        BadRequest: CONTENT_LENGTH is no plain decimal.
+    """
+
+    def __init__(self, environ: Mapping[str, Any]) -> None:
+        length = environ.get("CONTENT_LENGTH")
+        if length:
+            self._remaining: int | None = content_length(length)
+        else:
+            # Without a length only a stream that ends by itself can be read (PEP 3333, "Input and Error Streams").
+            self._remaining = None if environ.get("wsgi.input_terminated") else 0
+        stream = environ.get("wsgi.input")
+        if stream is None:
+            stream, self._remaining = io.BytesIO(), 0
+        self._read: Callable[[int], bytes] | None = stream.read  # None after the last message
+        self.complete = self._remaining == 0
+
+    def next_message(self) -> HTTPRequestEvent | HTTPDisconnectEvent:
+        """Read the next piece, which may block.
+
+        Returns:
+            ``http.request``, of which the last has ``more_body`` false; ``http.disconnect`` where the body ends before
+            its length or cannot be read, and once the body is complete.
+        """
+        if self._read is None:
+            return {"type": "http.disconnect"}
+        if self.complete:
+            self._read = None
+            return {"type": "http.request", "body": b"", "more_body": False}
+        try:
+            data = self._read(PIECE if self._remaining is None else min(PIECE, self._remaining))
+        except (OSError, ValueError):
+            # As servers say that the client left, or (cheroot and eventlet by ValueError) that its chunks are malformed.
+            self._read = None
+            return {"type": "http.disconnect"}
+        if self._remaining is None:
+            self.complete = not data
+        else:
+            data = data[: self._remaining]  # a stream that ignores the size asked for may give more
+            self._remaining -= len(data)
+            self.complete = self._remaining == 0
+        if self.complete:
+            self._read = None
+        elif not data:
+            self._read = None
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": data, "more_body": not self.complete}

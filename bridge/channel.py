@@ -1,0 +1,436 @@
+"""The only door between a thread and a loop. Neither HTTP, WSGI nor ASGI is known here.
+
+A hand-over is nearly free, a wake-up is dear: so whoever hands something over wakes the other side only if it sleeps,
+and the threads that ring one loop at the same time share one wake-up of it.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import contextvars
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import anyio
+from anyio.lowlevel import current_token
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from anyio.lowlevel import EventLoopToken
+
+__all__ = ["Closed", "Door", "ToLoop", "ToThread", "current_door"]
+
+T = TypeVar("T")
+
+PATIENCE = 0.03
+"""Seconds after which a sleeper is told that it takes long: a client's leaving shall be noticed within 100 ms, and a
+request that is answered sooner shall pay for no watch."""
+
+
+class Closed(Exception):
+    """Raised where a thread uses a channel that is closed, or of which the loop is."""
+
+
+# -- The door ---------------------------------------------------------------------------------------------------------
+#
+# One Door stands before each running loop. Threads ring it with a callback, which then runs in the loop. `_rung` says
+# that an answer is on its way, so that no one else needs to wake the loop:
+#
+#   thread                                    loop
+#   append the callback                       _rung = False
+#   if not _rung: _rung = True, wake the loop run callbacks until there are none
+#
+# The order on the loop's side matters: a callback that comes after the last look finds _rung False and wakes the loop
+# again. Two threads may both find it False; then the loop is woken twice, which is harmless.
+
+
+class Sleeper(Protocol):
+    """What one task of the loop waits on; made by the door, awaited once."""
+
+    def __await__(self) -> Any: ...
+
+
+class Door(abc.ABC):
+    """How threads reach one running loop. Get it by `current_door`.
+
+    Attributes:
+        native: The event loop, or trio's token.
+        token: anyio's token, for ``anyio.from_thread.run(..., token=)``.
+    """
+
+    def __init__(self, native: object) -> None:
+        self.native = native
+        self.token: EventLoopToken = current_token()
+        self._callbacks: deque[Callable[[], None]] = deque()
+        self._rung = False
+        # Callbacks run in no one's context: not in that of the request whose thread happened to ring.
+        self._context = contextvars.Context()
+        # Who shall be told that it takes long, in two generations: the elder has waited a whole sweep.
+        self._recent: dict[object, Callable[[], None]] = {}
+        self._elder: dict[object, Callable[[], None]] = {}
+        self._sweeping = False
+
+    @abc.abstractmethod
+    def make_sleeper(self) -> Sleeper:
+        """Something that a task can await, and that ``wake`` ends."""
+
+    @abc.abstractmethod
+    def wake(self, sleeper: Any) -> None:
+        """End a sleeper's wait, from within the loop; harmless if it has ended."""
+
+    @abc.abstractmethod
+    def _call_soon(self, callback: Callable[[], None]) -> None:
+        """Wake the loop to run a callback. Raises RuntimeError if the loop has ended."""
+
+    @abc.abstractmethod
+    def _call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        """Run a callback after some seconds, from within the loop."""
+
+    def ring(self, callback: Callable[[], None]) -> None:
+        """Have the loop run a callback, which must not raise; from any thread.
+
+        Raises:
+            Closed: The loop has ended.
+        """
+        self._callbacks.append(callback)
+        if not self._rung:
+            self._rung = True
+            try:
+                self._call_soon(self._answer)
+            except RuntimeError as error:  # trio.RunFinishedError is one, too
+                raise Closed("the event loop has ended") from error
+
+    def _answer(self) -> None:
+        self._rung = False
+        callbacks = self._callbacks
+        while callbacks:
+            callbacks.popleft()()
+
+    def alarm(self, key: object, callback: Callable[[], None]) -> None:
+        """Call back, once, after PATIENCE to twice that, unless `disarm` comes first. In the loop only.
+
+        One timer serves all: a timer for each request would cost as much as the rest of its crossing.
+        """
+        self._recent[key] = callback
+        if not self._sweeping:
+            self._sweeping = True
+            self._call_later(PATIENCE, self._sweep)
+
+    def disarm(self, key: object) -> None:
+        """Take an alarm back, if it has not gone off. In the loop only."""
+        if self._recent.pop(key, None) is None:
+            self._elder.pop(key, None)
+
+    def _sweep(self) -> None:
+        due, self._elder, self._recent = self._elder, self._recent, {}
+        self._sweeping = bool(self._elder)
+        if self._sweeping:
+            self._call_later(PATIENCE, self._sweep)
+        for callback in due.values():
+            callback()
+
+
+class _AsyncioDoor(Door):
+    """asyncio's loop and uvloop."""
+
+    native: asyncio.AbstractEventLoop
+
+    def make_sleeper(self) -> asyncio.Future[None]:
+        return self.native.create_future()
+
+    def wake(self, sleeper: asyncio.Future[None]) -> None:
+        if not sleeper.done():  # a cancelled one is
+            sleeper.set_result(None)
+
+    def _call_soon(self, callback: Callable[[], None]) -> None:
+        self.native.call_soon_threadsafe(callback, context=self._context)
+
+    def _call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        self.native.call_later(delay, callback, context=self._context)
+
+
+class _EventSleeper:
+    """anyio's Event as a Sleeper."""
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+
+    def __await__(self) -> Any:
+        return self.event.wait().__await__()
+
+
+class _TrioDoor(Door):
+    """trio, by its token."""
+
+    native: Any
+
+    def make_sleeper(self) -> _EventSleeper:
+        return _EventSleeper()
+
+    def wake(self, sleeper: _EventSleeper) -> None:
+        sleeper.event.set()
+
+    def _call_soon(self, callback: Callable[[], None]) -> None:
+        self.native.run_sync_soon(callback)
+
+    def _call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        import trio.lowlevel
+
+        async def later() -> None:
+            await trio.sleep(delay)
+            callback()
+
+        # Trio has no timers outside of tasks. A system task belongs to no request, and may outlive the one that began it.
+        trio.lowlevel.spawn_system_task(later, context=self._context)
+
+
+class _ThreadDoor(threading.local):
+    door: Door | None = None
+
+
+_local = _ThreadDoor()
+
+
+def current_door() -> Door:
+    """The door of the loop that runs in this thread."""
+    loop = asyncio._get_running_loop()
+    door = _local.door
+    if door is None or loop is None or door.native is not loop:
+        door = _local.door = _make_door(loop, door)
+    return door
+
+
+def _make_door(loop: asyncio.AbstractEventLoop | None, former: Door | None) -> Door:
+    # Under trio in guest mode an asyncio loop runs as well, so anyio is asked which of them runs the current task.
+    native = current_token().native_token
+    if former is not None and former.native is native:
+        return former
+    return _AsyncioDoor(native) if native is loop else _TrioDoor(native)
+
+
+# -- The channels -------------------------------------------------------------------------------------------------------
+#
+# A channel has one thread at one end and one task at the other. `_mutex` guards what both ends touch: the items, their
+# size, whether an end sleeps, and whether the channel is closed. It is held for a few instructions and never while
+# anyone waits. A sleeper is marked under the mutex, after a last look at the items, so that no wake-up can be lost; the
+# waking itself comes after the mutex was let go.
+#
+# Who ends a wait:
+#   ToLoop.get     a put, a close, a cancellation
+#   ToLoop.put     the loop's `sent`, a close
+#   ToThread.get   a put, a close
+#   ToThread.room  the thread's get, a close, a cancellation
+
+
+class _Latch:
+    """Where a single thread sleeps. Its lock is unlocked while a wake-up is on its way, else locked."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def sleep(self) -> None:
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        self._lock.release()
+
+
+class ToLoop(Generic[T]):
+    """Items from a thread to a task, each with a size in bytes, of which a window bounds what is under way.
+
+    Args:
+        door: Of the task's loop.
+        window: Bytes that may be under way before ``put`` waits, until half of them have left. One item may always be.
+    """
+
+    def __init__(self, door: Door, window: int) -> None:
+        self._door = door
+        self._window = window
+        self._mutex = threading.Lock()
+        self._items: deque[T] = deque()
+        self._size = 0  # of all that was put and not yet sent
+        self._sleeper: Any = None  # of the task, while it sleeps
+        self._latch: _Latch | None = None  # of the thread, while it sleeps
+        self._closed = False
+
+    def put(self, item: T, size: int = 0) -> None:
+        """Hand an item over, then wait until what is under way fits the window. For the thread.
+
+        Raises:
+            Closed: The channel was closed, before or during the wait.
+        """
+        latch = None
+        with self._mutex:
+            if self._closed:
+                raise Closed
+            self._items.append(item)
+            sleeper, self._sleeper = self._sleeper, None
+            self._size += size
+            if self._size > self._window and size:
+                latch = self._latch = _Latch()
+        if sleeper is not None:
+            self._ring(sleeper)
+        if latch is not None:
+            latch.sleep()
+            if self._closed:
+                raise Closed
+
+    def put_last(self, item: T) -> None:
+        """Hand over the last item; whether the channel is closed or not. For the thread, which never waits here."""
+        with self._mutex:
+            self._closed = True
+            self._items.append(item)
+            sleeper, self._sleeper = self._sleeper, None
+        if sleeper is not None:
+            with contextlib.suppress(Closed):  # then nobody is there to get it
+                self._ring(sleeper)
+
+    def _ring(self, sleeper: Any) -> None:
+        wake = self._door.wake
+        try:
+            self._door.ring(lambda: wake(sleeper))
+        except Closed:
+            self.close()
+            raise
+
+    def put_from_loop(self, item: T) -> None:
+        """Hand an item over from within the loop."""
+        with self._mutex:
+            self._items.append(item)
+            sleeper, self._sleeper = self._sleeper, None
+        if sleeper is not None:
+            self._door.wake(sleeper)
+
+    async def get(self) -> deque[T]:
+        """All the items there are, at least one. For the task."""
+        while True:
+            with self._mutex:
+                if self._items:
+                    items, self._items = self._items, deque()
+                    return items
+                sleeper = self._sleeper = self._door.make_sleeper()
+            await sleeper
+
+    def sent(self, size: int) -> None:
+        """Say that an item's bytes have left, which makes room in the window. For the task."""
+        latch = None
+        with self._mutex:
+            self._size -= size
+            if self._latch is not None and self._size <= self._window // 2:
+                latch, self._latch = self._latch, None
+        if latch is not None:
+            latch.wake()
+
+    def close(self) -> None:
+        """Refuse what the thread puts from now on, and end its wait. What lies in the channel can still be got."""
+        with self._mutex:
+            self._closed = True
+            latch, self._latch = self._latch, None
+        if latch is not None:
+            latch.wake()
+
+
+class ToThread(Generic[T]):
+    """Items from a task to a thread, each with a size in bytes; the task may ask for room before it brings more.
+
+    Args:
+        door: Of the task's loop.
+        window: Bytes that may lie in the channel before ``room`` waits, until half of them were got.
+    """
+
+    def __init__(self, door: Door, window: int) -> None:
+        self._door = door
+        self._window = window
+        self._mutex = threading.Lock()
+        self._items: deque[tuple[T, int]] = deque()
+        self._size = 0
+        self._sleeper: Any = None  # of the task, while it waits for room
+        self._latch: _Latch | None = None  # of the thread, while it sleeps
+        self._closed = False
+
+    def put(self, item: T, size: int = 0) -> None:
+        """Hand an item over. For the task, which never waits here."""
+        with self._mutex:
+            self._items.append((item, size))
+            self._size += size
+            latch, self._latch = self._latch, None
+        if latch is not None:
+            latch.wake()
+
+    async def room(self) -> None:
+        """Wait until what lies in the channel is less than its window. For the task."""
+        while True:
+            with self._mutex:
+                if self._size < self._window or self._closed:
+                    return
+                sleeper = self._sleeper = self._door.make_sleeper()
+            await sleeper
+
+    def get(self) -> T:
+        """The next item. For the thread.
+
+        Raises:
+            Closed: The channel was closed, and is empty.
+        """
+        while True:
+            with self._mutex:
+                if self._items:
+                    item, sleeper = self._take()
+                    break
+                if self._closed:
+                    raise Closed
+                latch = self._latch = _Latch()
+            latch.sleep()
+        if sleeper is not None:
+            self._ring(sleeper)
+        return item
+
+    def get_nowait(self) -> T | None:
+        """The next item, None if there is none yet. For the thread.
+
+        Raises:
+            Closed: The channel was closed, and is empty.
+        """
+        with self._mutex:
+            if not self._items:
+                if self._closed:
+                    raise Closed
+                return None
+            item, sleeper = self._take()
+        if sleeper is not None:
+            self._ring(sleeper)
+        return item
+
+    def _take(self) -> tuple[T, Any]:
+        item, size = self._items.popleft()
+        self._size -= size
+        if self._size > self._window // 2:
+            return item, None
+        sleeper, self._sleeper = self._sleeper, None
+        return item, sleeper
+
+    def _ring(self, sleeper: Any) -> None:
+        wake = self._door.wake
+        try:
+            self._door.ring(lambda: wake(sleeper))
+        except Closed:
+            self.close()  # what is here can still be got
+
+    def close(self) -> None:
+        """End the thread's wait, now and for ever. What lies in the channel can still be got."""
+        with self._mutex:
+            self._closed = True
+            latch, self._latch = self._latch, None
+            sleeper, self._sleeper = self._sleeper, None
+        if latch is not None:
+            latch.wake()
+        if sleeper is not None:
+            # From the loop's own thread: nobody else closes.
+            self._door.wake(sleeper)

@@ -1,0 +1,50 @@
+"""What can go wrong, as classes, and how a value is shown in a message. No handling lives here."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadRequest",
+    "BridgeError",
+    "ClientDisconnected",
+    "LifespanFailure",
+    "ProtocolError",
+    "UnsupportedScope",
+    "shown",
+]
+
+
+class BridgeError(Exception):
+    """The base of every exception class that this package defines."""
+
+
+class ProtocolError(BridgeError):
+    """Raised when an app or a server breaks PEP 3333 or the ASGI specification."""
+
+
+class UnsupportedScope(ProtocolError, ValueError):
+    """Raised when a server calls an ASGI app with a scope of a type nobody knows."""
+
+
+class BadRequest(BridgeError):
+    """Raised when a client's request cannot be translated; it is answered 400 and the app is not called."""
+
+
+class ClientDisconnected(BridgeError, ConnectionError):
+    """Raised in an app that reads from or writes to a client which is gone.
+
+    It is an ``OSError``, as the ASGI specification asks of ``send()`` (HTTP, "Disconnected Client"), and a
+    ``ConnectionError``, so that frameworks treat it like a broken socket.
+    """
+
+
+class LifespanFailure(BridgeError):
+    """Raised when an app refuses to start or to stop, with the message that it gave."""
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: hostile input may be a megabyte long, or refuse to be shown at all."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<a {type(value).__name__} without repr>"
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,0 +1,265 @@
+"""Header lists: CGI key <-> header name, joining, hop-by-hop, CR/LF/NUL, Content-Length.
+
+What is known about a single header, or about a list of them, stands here; no scope is looked at, and of an environ
+only its header keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bridge.errors import BadRequest, ProtocolError, shown
+
+__all__ = [
+    "content_length",
+    "declared_length",
+    "decode_headers",
+    "encode_headers",
+    "from_cgi",
+    "is_bodiless",
+    "to_cgi",
+    "wire_bytes",
+]
+
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization te trailers transfer-encoding upgrade".split()
+)
+"""The headers that PEP 3333 ("Other HTTP Features") forbids to apps, in the words of ``wsgiref.util``."""
+
+_CACHE_LIMIT = 1024
+"""Names in one cache. Sites use some dozens; a client that sends random names makes the cache start over."""
+
+_CACHED_NAME_LIMIT = 64
+"""Longer names are translated anew each time, so that a cache holds at most 64 KiB of a client's bytes."""
+
+_LENGTH_DIGITS = 18
+"""No body is longer; ``int()`` refuses 4,301 digits, and is slow before that."""
+
+_is_token = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch  # RFC 9110, 5.6.2
+_has_forbidden = re.compile("[\x00\r\n]").search  # RFC 9110, 5.5
+
+# Names seen before and what they translate to; None is for a name that must not pass.
+_environ_keys: dict[bytes, str | None] = {}
+_header_names: dict[str, bytes | None] = {}
+_encoded_names: dict[str, bytes | None] = {}
+_decoded_names: dict[bytes, str | None] = {}
+
+
+def _remember(cache: dict[Any, Any], name: str | bytes, translation: Any) -> Any:
+    """Keep a translation in its bounded cache. Two threads that do so at once keep the same."""
+    if len(name) <= _CACHED_NAME_LIMIT:
+        if len(cache) >= _CACHE_LIMIT:
+            cache.clear()
+        cache[name] = translation
+    return translation
+
+
+# -- Requests --------------------------------------------------------------------------------------------------------
+
+
+def to_cgi(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The headers of a scope as the keys of an environ: CONTENT_TYPE, CONTENT_LENGTH and HTTP_*.
+
+    Equal names are joined in linear time by ``,``, Cookie by ``; `` (RFC 9110, 5.3; RFC 9113, 8.2.3). A name with ``_``
+    is dropped, because it would be taken for the one with ``-`` (CVE-2026-3902), and so is ``Proxy``, which would become
+    the HTTP_PROXY of CGI programs (CVE-2016-5385). Beside a Transfer-Encoding a Content-Length means nothing, and is
+    dropped too (RFC 9112, 6.3).
+
+    Raises:
+        BadRequest: Two Content-Length values differ, or one is no plain decimal.
+    """
+    environ: dict[str, str] = {}
+    repeated: dict[str, list[str]] = {}
+    for name, value in headers:
+        try:
+            key = _environ_keys[name]
+        except KeyError:
+            key = _environ_key(name)
+        if key is None:
+            continue
+        if key in environ:
+            repeated.setdefault(key, []).append(value.decode("latin-1"))
+        else:
+            environ[key] = value.decode("latin-1")
+    if "CONTENT_LENGTH" in environ:
+        lengths = {content_length(value) for value in (environ["CONTENT_LENGTH"], *repeated.pop("CONTENT_LENGTH", ()))}
+        if len(lengths) > 1:
+            raise BadRequest(f"expected one Content-Length, got {' and '.join(map(str, sorted(lengths)))}")
+        if "HTTP_TRANSFER_ENCODING" in environ:
+            del environ["CONTENT_LENGTH"]
+    for key, values in repeated.items():
+        environ[key] = ("; " if key == "HTTP_COOKIE" else ",").join((environ[key], *values))
+    return environ
+
+
+def from_cgi(environ: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    """The headers in an environ as a scope has them: lower-case names, bytes.
+
+    HTTP_PROXY is none: servers that copy ``os.environ`` bring it in, and no client may. HTTP_CONTENT_TYPE and
+    HTTP_CONTENT_LENGTH are none either: some servers set them beside the true ones. An empty CONTENT_TYPE or
+    CONTENT_LENGTH says that there is none (PEP 3333, "environ Variables").
+    """
+    headers = []
+    for key, value in environ.items():
+        try:
+            name = _header_names[key]
+        except KeyError:
+            name = _header_name(key)
+        if name is not None and type(value) is str and (value or key[:5] == "HTTP_"):
+            headers.append((name, wire_bytes(value)))
+    return headers
+
+
+def content_length(value: str | bytes) -> int:
+    """The number of bytes that a request's Content-Length gives.
+
+    Raises:
+        BadRequest: It is no plain decimal: ASCII digits, with no sign, space, comma or underscore.
+    """
+    if not (value.isascii() and value.isdigit() and len(value) <= _LENGTH_DIGITS):
+        raise BadRequest(f"expected a plain decimal as Content-Length, got {shown(value)}")
+    return int(value)
+
+
+def wire_bytes(text: str) -> bytes:
+    """The bytes that a WSGI native string stands for (PEP 3333, "Unicode Issues").
+
+    A string with other than latin-1 characters is a server's mistake; it was most likely decoded as UTF-8.
+    """
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace")
+
+
+def _environ_key(name: bytes) -> str | None:
+    lowered = name.lower()
+    if b"_" in name or lowered == b"proxy" or not name.isascii():
+        return _remember(_environ_keys, name, None)  # type: ignore[no-any-return]
+    key = name.decode("ascii").upper().replace("-", "_")
+    if lowered not in (b"content-type", b"content-length"):
+        key = f"HTTP_{key}"
+    return _remember(_environ_keys, name, key)  # type: ignore[no-any-return]
+
+
+def _header_name(key: str) -> bytes | None:
+    name: bytes | None = None
+    if key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        name = key.replace("_", "-").lower().encode("ascii")
+    elif key.startswith("HTTP_") and key.isascii():
+        name = key[5:].replace("_", "-").lower().encode("ascii")
+        if name in (b"", b"proxy", b"content-type", b"content-length"):
+            name = None
+    return _remember(_header_names, key, name)  # type: ignore[no-any-return]
+
+
+# -- Responses -------------------------------------------------------------------------------------------------------
+
+
+def is_bodiless(method: str, status: int) -> bool:
+    """Whether a response has no body, whatever its headers say (RFC 9110, 6.4.1)."""
+    return method == "HEAD" or status == 204 or status == 304
+
+
+def encode_headers(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    """The headers of a WSGI response as ASGI has them: lower-case names, bytes, in order, no hop-by-hop ones.
+
+    Raises:
+        ProtocolError: They are no list of (name, value), or a name or value cannot stand in a response.
+    """
+    if not isinstance(headers, list):
+        raise ProtocolError(f"start_response() expected a list of headers, got {shown(headers)}")
+    encoded = []
+    for header in headers:
+        try:
+            name, value = header
+            encoded_name = _encoded_names[name]
+        except KeyError:
+            encoded_name = _encode_name(name)
+        except (TypeError, ValueError):
+            raise ProtocolError(f"start_response() expected (name, value) of str, got {shown(header)}") from None
+        if not isinstance(value, str):
+            raise ProtocolError(f"start_response() expected a str as value of {name!r}, got {shown(value)}")
+        if not (value.isascii() and value.isprintable()):  # quick, and nearly always so
+            _check_value(name, value)
+        if encoded_name is not None:
+            encoded.append((encoded_name, value.encode("latin-1")))
+    return encoded
+
+
+def decode_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    """The headers of an ASGI response as WSGI has them: native strings, in order, no hop-by-hop ones.
+
+    Raises:
+        ProtocolError: They are no (name, value), or a name or value cannot stand in a response.
+    """
+    decoded = []
+    try:
+        headers = list(headers)
+    except TypeError:
+        raise ProtocolError(f"send() expected an iterable of headers, got {shown(headers)}") from None
+    for header in headers:
+        try:
+            name, value = header
+            decoded_name = _decoded_names[name]
+        except KeyError:
+            decoded_name = _decode_name(name)
+        except (TypeError, ValueError):
+            raise ProtocolError(f"send() expected (name, value) of bytes, got {shown(header)}") from None
+        if not isinstance(value, bytes):
+            raise ProtocolError(f"send() expected bytes as value of {name!r}, got {shown(value)}")
+        text = value.decode("latin-1")
+        if not (text.isascii() and text.isprintable()):
+            _check_value(name, text)
+        if decoded_name is not None:
+            decoded.append((decoded_name, text))
+    return decoded
+
+
+def declared_length(headers: Iterable[tuple[str | bytes, str | bytes]]) -> int | None:
+    """The number of bytes that the headers of a response declare, or None.
+
+    Raises:
+        ProtocolError: A Content-Length is no plain decimal, or two of them differ.
+    """
+    length = None
+    for name, value in headers:
+        # The length comes first: it spares most headers the lowering.
+        if len(name) == 14 and name.lower() in (b"content-length", "content-length"):
+            try:
+                number = content_length(value)
+            except BadRequest as error:
+                raise ProtocolError(f"in a response: {error}") from None
+            if length is not None and length != number:
+                raise ProtocolError(f"expected one Content-Length in a response, got {length} and {number}")
+            length = number
+    return length
+
+
+def _encode_name(name: object) -> bytes | None:
+    if not isinstance(name, str):
+        raise ProtocolError(f"start_response() expected a str as header name, got {shown(name)}")
+    encoded = name.encode("utf-8", "replace").lower()  # as bytes: the str "\u212a" (Kelvin) would become a plain "k"
+    if not _is_token(encoded):
+        raise ProtocolError(f"start_response() expected a token as header name, got {shown(name)}")
+    return _remember(_encoded_names, name, None if encoded in HOP_BY_HOP else encoded)  # type: ignore[no-any-return]
+
+
+def _decode_name(name: object) -> str | None:
+    if not isinstance(name, bytes):
+        raise ProtocolError(f"send() expected bytes as header name, got {shown(name)}")
+    if not _is_token(name):
+        raise ProtocolError(f"send() expected a token as header name, got {shown(name)}")
+    decoded = None if name.lower() in HOP_BY_HOP else name.decode("ascii")
+    return _remember(_decoded_names, name, decoded)  # type: ignore[no-any-return]
+
+
+def _check_value(name: object, value: str) -> None:
+    if _has_forbidden(value):
+        raise ProtocolError(f"the value of response header {name!r} has a CR, LF or NUL: {shown(value)}")
+    try:
+        value.encode("latin-1")
+    except UnicodeEncodeError:
+        raise ProtocolError(f"the value of response header {name!r} is not latin-1: {shown(value)}") from None

@@ -1,0 +1,275 @@
+"""The order in which a response may be said: a state machine for each direction, side by side.
+
+An illegal step raises `ProtocolError` and changes nothing. Nothing is sent, locked or awaited here: each step gives back
+what is to be sent.
+"""
+
+from __future__ import annotations
+
+import enum
+import http
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from bridge.errors import ProtocolError, shown
+from bridge.headers import declared_length, decode_headers, encode_headers, is_bodiless
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from wsgiref.types import ExcInfo  # type: ignore[attr-defined]
+
+    from asgiref.typing import ASGISendEvent
+
+__all__ = ["AsgiResponse", "State", "WsgiResponse"]
+
+
+class State(enum.Enum):
+    """How much of a response was said."""
+
+    NOTHING = enum.auto()
+    STARTED = enum.auto()
+    """The app gave status and headers; they are kept back until the first block, and may still be replaced (WSGI)."""
+    BODY = enum.auto()
+    """Status and headers are out, and the body has begun."""
+    TRAILERS = enum.auto()
+    """The body is whole, and trailers are to come (ASGI)."""
+    COMPLETE = enum.auto()
+
+
+class _Length:
+    """The count of a body's bytes against what its Content-Length declares."""
+
+    def __init__(self, declared: int | None, bodiless: bool) -> None:
+        self.declared = declared
+        self.counted = 0
+        # A response to HEAD declares what a GET would get, and has no body.
+        self.remaining = None if declared is None or bodiless else declared
+
+    def add(self, size: int) -> None:
+        if self.remaining is not None:
+            if size > self.remaining:
+                raise ProtocolError(f"body has at least {self.counted + size} bytes, Content-Length is {self.declared}")
+            self.remaining -= size
+        self.counted += size
+
+    def check_end(self, more: int = 0) -> None:
+        """Raises if the body, ended after ``more`` bytes, has not its length."""
+        if self.remaining is not None and self.remaining != more:
+            if more > self.remaining:
+                self.add(more)
+            raise ProtocolError(f"body ended after {self.counted + more} bytes, Content-Length is {self.declared}")
+
+
+_NO_MESSAGES: tuple[ASGISendEvent, ...] = ()
+
+_is_status = re.compile(r"[2-9][0-9][0-9](?: [^\x00\r\n\u0100-\U0010ffff]*)?").fullmatch
+"""PEP 3333 wants a reason phrase; gunicorn and others have always taken the number alone. No interim status, though:
+a response that was started with 1xx would never come."""
+
+
+class WsgiResponse:
+    """What a WSGI app says, as the messages of an ASGI response.
+
+    Args:
+        method: The request's.
+    """
+
+    def __init__(self, method: str) -> None:
+        self.state = State.NOTHING
+        self.bodiless = False
+        self._method = method
+        self._length = _Length(None, False)
+        self._start: ASGISendEvent | None = None  # kept back in STARTED
+
+    @property
+    def declared(self) -> int | None:
+        """The Content-Length that the app declared."""
+        return self._length.declared
+
+    def start(self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None) -> None:
+        """Take what the app gives to ``start_response`` (PEP 3333, "The start_response() Callable").
+
+        Raises:
+            ProtocolError: A second start without exc_info, or a malformed status or header.
+            BaseException: The error in ``exc_info``, where status and headers are out already.
+        """
+        if exc_info:
+            try:
+                if self.state not in (State.NOTHING, State.STARTED):
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # a frame that holds its own traceback is a cycle
+        elif self.state is not State.NOTHING:
+            raise ProtocolError(f"start_response() was called a second time without exc_info, with {shown(status)}")
+        if not isinstance(status, str) or not _is_status(status):
+            raise ProtocolError(f"start_response() expected a status like '404 Not Found', got {shown(status)}")
+        encoded = encode_headers(headers)
+        declared = declared_length(encoded)
+        code = int(status[:3])
+        self.bodiless = is_bodiless(self._method, code)
+        self._length = _Length(declared, self.bodiless)
+        self._start = {"type": "http.response.start", "status": code, "headers": encoded, "trailers": False}
+        self.state = State.STARTED
+
+    def block(self, data: bytes, last: bool = False) -> tuple[ASGISendEvent, ...]:
+        """The messages for a block that the app yielded or wrote; none for an empty one.
+
+        Args:
+            last: Whether it is known that no block follows.
+
+        Raises:
+            ProtocolError: It is no bytes, comes before start_response() or after the end, or is longer than Content-Length
+                allows.
+        """
+        if not isinstance(data, bytes):
+            raise ProtocolError(f"the app expected to give blocks of bytes, gave {shown(data)}")
+        if not data:
+            return self.end() if last else _NO_MESSAGES
+        if self.state is State.NOTHING:
+            raise ProtocolError("the app gave a block of its body before it called start_response()")
+        if self.bodiless:
+            return self.end() if self.state is State.STARTED else _NO_MESSAGES
+        if self.state is State.COMPLETE and self._length.remaining != 0:  # where it is 0, the count says it better
+            raise ProtocolError("the app gave a block of its body after the end of the response")
+        if last:
+            self._length.check_end(len(data))
+        self._length.add(len(data))
+        complete = last or self._length.remaining == 0
+        body: ASGISendEvent = {"type": "http.response.body", "body": data, "more_body": not complete}
+        started, self.state = self.state, State.COMPLETE if complete else State.BODY
+        return (self._start, body) if started is State.STARTED else (body,)  # type: ignore[return-value]
+
+    def file(self, path: str) -> tuple[ASGISendEvent, ...]:
+        """The messages for a whole file that the server sends by itself (ASGI extension "Path Send")."""
+        if self.state is not State.STARTED or self.bodiless:
+            raise ProtocolError(
+                f"a file may go by path once, after start_response(); got {path!r} in {self.state.name}"
+            )
+        self.state = State.COMPLETE
+        return self._start, {"type": "http.response.pathsend", "path": path}  # type: ignore[return-value]
+
+    def end(self) -> tuple[ASGISendEvent, ...]:
+        """The messages for the end of the app's blocks; none where the last block was known to be the last.
+
+        Raises:
+            ProtocolError: The app never called start_response(), or its body is shorter than its Content-Length.
+        """
+        if self.state is State.COMPLETE:
+            return _NO_MESSAGES
+        if self.state is State.NOTHING:
+            raise ProtocolError("the app gave a whole response without a call of start_response()")
+        self._length.check_end()
+        end: ASGISendEvent = {"type": "http.response.body", "body": b"", "more_body": False}
+        started, self.state = self.state, State.COMPLETE
+        return (self._start, end) if started is State.STARTED else (end,)  # type: ignore[return-value]
+
+
+_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in http.HTTPStatus}
+"""From plain ints to plain str: str() of the enum itself has changed between Python versions."""
+
+
+class AsgiResponse:
+    """What an ASGI app sends, as a WSGI response.
+
+    Args:
+        method: The request's.
+        extensions: The extensions that were offered to the app, by name.
+    """
+
+    def __init__(self, method: str, extensions: Mapping[str, Any]) -> None:
+        self.state = State.NOTHING
+        self.status = ""
+        self.headers: list[tuple[str, str]] = []
+        self.trailers: list[tuple[str, str]] = []
+        self.path: str | None = None  # of the file to be sent as the body
+        self._method = method
+        self._extensions = extensions
+        self._bodiless = False
+        self._has_trailers = False
+        self._length = _Length(None, False)
+
+    def send(self, message: Mapping[str, Any]) -> bytes:
+        """Take a message and give back the block that it adds to the body, the empty one for none.
+
+        Raises:
+            ProtocolError: It is of an unknown type, out of order, or malformed.
+        """
+        try:
+            kind = message["type"]
+        except (TypeError, KeyError):
+            raise ProtocolError(f"send() expected a message with a type, got {shown(message)}") from None
+        if kind == "http.response.body":
+            return self._body(message)
+        if kind == "http.response.start":
+            self._start(message)
+        elif kind == "http.response.pathsend" and kind in self._extensions:
+            self._pathsend(message)
+        elif kind == "http.response.trailers" and kind in self._extensions:
+            self._trailers(message)
+        else:
+            raise ProtocolError(f"send() got a message of type {shown(kind)}, which was not offered to the app")
+        return b""
+
+    def _start(self, message: Mapping[str, Any]) -> None:
+        self._expect(State.NOTHING, message)
+        status = message.get("status")
+        if not isinstance(status, int) or not 200 <= status <= 999:
+            raise ProtocolError(f"'http.response.start' expected an int from 200 to 999 as status, got {shown(status)}")
+        headers = decode_headers(message.get("headers") or ())
+        declared = declared_length(headers)
+        status = int(status)  # of an HTTPStatus
+        self.headers = headers
+        self.status = _STATUS_LINES.get(status) or f"{status} Unknown"
+        self._bodiless = is_bodiless(self._method, status)
+        self._length = _Length(declared, self._bodiless)
+        self._has_trailers = bool(message.get("trailers", False)) and "http.response.trailers" in self._extensions
+        self.state = State.STARTED
+
+    def _body(self, message: Mapping[str, Any]) -> bytes:
+        if self.state is not State.BODY:
+            self._expect(State.STARTED, message)
+        body = message.get("body", b"")
+        if type(body) is not bytes:
+            # Starlette's StreamingResponse sends memoryviews as they come.
+            if not isinstance(body, (bytes, bytearray, memoryview)):
+                raise ProtocolError(f"'http.response.body' expected bytes as body, got {shown(body)}")
+            body = bytes(body)
+        more_body = message.get("more_body", False)
+        if more_body:
+            self._length.add(len(body))
+            self.state = State.BODY
+        else:
+            self._length.check_end(len(body))
+            self._length.add(len(body))
+            self.state = State.TRAILERS if self._has_trailers else State.COMPLETE
+        return b"" if self._bodiless else body
+
+    def _pathsend(self, message: Mapping[str, Any]) -> None:
+        self._expect(State.STARTED, message)
+        path = message.get("path")
+        if not isinstance(path, str) or not os.path.isabs(path):
+            raise ProtocolError(f"'http.response.pathsend' expected an absolute path, got {shown(path)}")
+        if not self._bodiless:
+            self.path = path
+        self.state = State.TRAILERS if self._has_trailers else State.COMPLETE
+
+    def _trailers(self, message: Mapping[str, Any]) -> None:
+        self._expect(State.TRAILERS, message)
+        trailers = decode_headers(message.get("headers") or ())
+        self.trailers += trailers
+        if not message.get("more_trailers", False):
+            self.state = State.COMPLETE
+
+    def _expect(self, state: State, message: Mapping[str, Any]) -> None:
+        if self.state is not state:
+            raise ProtocolError(f"send() expected {_EXPECTED[self.state]}, got {message['type']!r}")
+
+
+_EXPECTED = {
+    State.NOTHING: "'http.response.start'",
+    State.STARTED: "'http.response.body'",
+    State.BODY: "'http.response.body'",
+    State.TRAILERS: "'http.response.trailers'",
+    State.COMPLETE: "no message after the end of the response",
+}

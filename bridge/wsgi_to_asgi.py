@@ -1,0 +1,467 @@
+"""WsgiToAsgi: a WSGI app as an ASGI app, and one request's way through it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import enum
+import io
+import os
+import threading
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+import anyio.to_thread
+from asgiref.sync import SyncToAsync
+
+from bridge.body import InputStream
+from bridge.channel import Closed, ToLoop, ToThread, current_door
+from bridge.environ import build_environ
+from bridge.errors import BadRequest, ClientDisconnected, ProtocolError, UnsupportedScope, shown
+from bridge.files import FileWrapper, sendable_path
+from bridge.lifespan import answer_lifespan
+from bridge.response import State, WsgiResponse
+from bridge.workers import Workers
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping
+    from contextlib import AbstractAsyncContextManager
+    from typing import BinaryIO
+    from wsgiref.types import WSGIApplication
+
+    from anyio.abc import TaskGroup
+    from asgiref.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+
+    from bridge.workers import Place
+
+    ExcInfo = tuple[type[BaseException], BaseException, Any]
+    _Item = "_Word | tuple[tuple[ASGISendEvent, ...], int]"
+    LifespanFactory = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+
+__all__ = ["WsgiToAsgi"]
+
+WINDOW = 256 * 1024
+"""Bytes of a response that may be under way: a slow client's share of memory, and a fast one's batch."""
+
+INPUT_WINDOW = 64 * 1024
+"""Bytes of a request's body that may lie here before the app reads them."""
+
+STREAM_SECONDS = 1.0
+"""After its first second, a response that streams gives its place among the threads back."""
+
+
+class WsgiToAsgi:
+    """A WSGI app as an ASGI 3 app, on asyncio, uvloop and trio.
+
+    Args:
+        app: The WSGI app: ``app(environ, start_response)`` (PEP 3333).
+        threads: How many requests are in the app at once. More wait, in order.
+        streams: How many more may be streaming a response for longer than a second.
+        lifespan: ``lifespan(self)`` gives an async context manager, which is entered at startup and left at shutdown.
+            The mapping that it yields, if any, is the app's in ``environ["asgi.scope"]["state"]``.
+
+    Raises:
+        TypeError: The app is not callable.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        *,
+        threads: int = 40,
+        streams: int = 1000,
+        lifespan: LifespanFactory | None = None,
+    ) -> None:
+        if not callable(app):
+            raise TypeError(f"WsgiToAsgi expected a WSGI app, a callable, got {shown(app)}")
+        if threads < 1 or streams < 0:
+            raise ValueError(f"expected threads >= 1 and streams >= 0, got {threads} and {streams}")
+        self.app = app
+        self._workers = Workers(threads, streams)
+        self._lifespan = lifespan
+        self._state: Mapping[str, Any] | None = None  # where the server carries none
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Serve one scope of a server.
+
+        Raises:
+            UnsupportedScope: Its type is none of http, websocket and lifespan.
+            ProtocolError: The app broke PEP 3333.
+            BaseException: Whatever the app raised, as itself.
+        """
+        kind = scope["type"]
+        if kind == "http":
+            await _Cycle(self.app, self._workers, scope, receive, send).run()
+        elif kind == "lifespan":
+            await answer_lifespan(self._live(), cast("dict[str, Any]", scope), receive, send)
+        elif kind == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000, "reason": "no WebSockets here"})
+        else:
+            raise UnsupportedScope(
+                f"WsgiToAsgi expected a scope of type 'http', 'websocket' or 'lifespan', got {shown(kind)}"
+            )
+
+    @contextlib.asynccontextmanager
+    async def _live(self) -> AsyncIterator[Mapping[str, Any] | None]:
+        async with contextlib.AsyncExitStack() as stack:
+            state = await stack.enter_async_context(self._lifespan(self)) if self._lifespan else None
+            # Left first: the requests in flight still have what the lifespan made.
+            stack.push_async_callback(anyio.to_thread.run_sync, self._workers.stop, abandon_on_cancel=True)
+            yield state
+
+    def close(self) -> None:
+        """Wait for the requests in flight, and stop the threads. A later request starts new ones."""
+        self._workers.stop()
+
+
+class _Word(enum.Enum):
+    """What a cycle's host is told, beside the messages to be sent."""
+
+    READ = enum.auto()
+    """The app waits for the next chunk of the request's body."""
+    SLOW = enum.auto()
+    """The request takes long enough to watch for its client's leaving."""
+    DONE = enum.auto()
+    """The app has ended, and its iterable is closed; or it will never be called."""
+
+
+# -- Theory -----------------------------------------------------------------------------------------------------------
+#
+# One request has two parties. The host is the task that the server has made: it alone calls send(). The worker is a
+# thread, in which the app is called, iterated and closed. Between them lie two channels: the outlet brings messages and
+# Words to the host, the inlet brings the body's chunks to the worker.
+#
+# A short request is served by the host alone: it sends what the worker gave, and calls receive() when the worker waits
+# for input. Only receive() tells that a client has left, though. So a request that streams, that is not done within
+# PATIENCE, or of which the body comes in pieces, gets a watch: a second task, which alone calls receive() from then on.
+# It brings the body ahead of the reads as far as the inlet's window goes, and hears http.disconnect behind it.
+#
+# The end: the worker puts DONE, when the iterable is closed. If the client left, hang_up() closes both channels, so
+# that whatever the worker waits for or does next raises, and the host waits on for DONE. If the host is cancelled, it
+# hangs up and goes at once; the worker then ends by itself.
+#
+# `_claim` is locked by the one who decides whether the app is called: the worker, when its turn comes, or the host, when
+# the client has left before.
+
+
+class _Cycle:
+    """One HTTP request through a WSGI app."""
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        workers: Workers,
+        scope: MutableMapping[str, Any] | Scope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+    ) -> None:
+        self._app = app
+        self._workers = workers
+        self._scope = cast("dict[str, Any]", scope)
+        self._receive = receive
+        self._send = send
+        self._door = door = current_door()
+        self._outlet: ToLoop[_Item] = ToLoop(door, WINDOW)
+        self._inlet: ToThread[bytes] = ToThread(door, INPUT_WINDOW)
+        self._claim = threading.Lock()
+        self._caller_context = contextvars.copy_context()
+        self._app_context = self._caller_context.copy()
+        self._gone = False  # the client, or the server's wish for an answer
+        # The host's
+        self._items: deque[_Item] | None = None  # got, and not yet served
+        self._expected: int | None = None  # the body's bytes that have yet to come; None if nobody knows
+        self._body_begun = False
+        self._body_complete = False
+        self._streams = False  # the response comes in more than one block
+        self._wanted: anyio.Event | None = None  # set once receive() may bring the body, if the client waits for a word
+        self._server_error: BaseException | None = None  # out of send() or receive()
+        # The worker's
+        self._environ: dict[str, Any] = {}
+        self._response = WsgiResponse(self._scope["method"])
+        self._place: Place | None = None
+        self._body_read = False  # to its end
+        self._app_error: BaseException | None = None
+
+    # -- The host: in the loop --------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        try:
+            self._environ = self._build_environ()
+        except BadRequest as error:
+            await self._refuse(error)
+            return
+        self._workers.submit(self._work)
+        self._door.alarm(self, self._on_slow)
+        try:
+            if not await self._relay(None):
+                await self._relay_watched()
+        except BaseException:
+            self._hang_up()
+            raise
+        finally:
+            self._door.disarm(self)
+        self._hand_context_back()
+        self._raise_error()
+
+    def _build_environ(self) -> dict[str, Any]:
+        stream = io.BufferedReader(InputStream(self._next_chunk))
+        environ = build_environ(self._scope, cast("BinaryIO", stream))
+        environ["asgi.event_loop_token"] = self._door.token
+        environ["waitress.client_disconnected"] = self._is_gone
+        environ.setdefault("wsgi.file_wrapper", FileWrapper)
+        extensions = self._scope.get("extensions")
+        if extensions and "http.response.early_hint" in extensions:
+            environ["wsgi.early_hints"] = self._send_early_hints
+        length = environ.get("CONTENT_LENGTH")
+        self._expected = int(length) if length else None
+        if environ.get("HTTP_EXPECT", "").lower() == "100-continue":
+            self._wanted = anyio.Event()
+        return environ
+
+    async def _refuse(self, error: BadRequest) -> None:
+        text = f"Bad Request: {error}\n".encode("utf-8", "replace")
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(text))]
+        await self._send({"type": "http.response.start", "status": 400, "headers": headers, "trailers": False})
+        await self._send({"type": "http.response.body", "body": text, "more_body": False})
+
+    async def _relay(self, group: TaskGroup | None) -> bool:
+        """Serve the worker until it is done.
+
+        Args:
+            group: The task group of the watch, None if there is no watch yet.
+
+        Returns:
+            False where a watch is needed before anything else is done.
+        """
+        while True:
+            if not self._items:
+                self._items = await self._outlet.get()
+            if group is None and self._needs_watch(self._items):
+                return False
+            while self._items:
+                item = self._items.popleft()
+                if item is _Word.DONE:
+                    return True
+                if item is _Word.READ:
+                    if self._wanted is not None:
+                        self._wanted.set()
+                    if group is None:
+                        await self._receive_chunk()
+                elif item is not _Word.SLOW:
+                    messages, size = item
+                    await self._send_messages(messages)
+                    self._outlet.sent(size)
+                    if group is not None and not self._streams and messages[-1].get("more_body"):
+                        self._streams = True
+                        group.start_soon(self._give_place_back)
+
+    def _needs_watch(self, items: deque[_Item]) -> bool:
+        if items[-1] is _Word.DONE:
+            return False  # nothing is left to be stopped
+        for item in items:
+            if item is _Word.SLOW:
+                return True
+            if item is _Word.READ:
+                # In pieces, or big enough to be sent in pieces: then it is brought ahead of the reads. hypercorn ends
+                # every body by an empty message, which is no piece.
+                return self._expected != 0 if self._body_begun else (self._expected or 0) > INPUT_WINDOW
+            if item[0][-1].get("more_body"):
+                return True
+        return False
+
+    async def _relay_watched(self) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._watch)
+            await self._relay(group)
+            group.cancel_scope.cancel()
+
+    async def _watch(self) -> None:
+        """Bring the body, then wait for the client to leave. Alone calls receive() while it lives."""
+        if self._wanted is not None:
+            await self._wanted.wait()
+        while not self._gone:
+            if not self._body_complete:
+                await self._inlet.room()
+            await self._receive_chunk()
+
+    async def _receive_chunk(self) -> None:
+        try:
+            message = await self._receive()
+            kind = message["type"]
+            if kind == "http.disconnect":
+                self._hang_up()
+            elif kind == "http.request" and not self._body_complete:
+                self._take_chunk(message.get("body", b""), message.get("more_body", False))
+            else:
+                raise ProtocolError(f"receive() expected 'http.disconnect', got {shown(kind)}")
+        except Exception as error:
+            self._server_error = error
+            self._hang_up()
+
+    def _take_chunk(self, chunk: bytes, more_body: bool) -> None:
+        self._body_begun = True
+        if self._expected is not None:
+            self._expected = max(self._expected - len(chunk), 0)
+        if chunk:
+            self._inlet.put(chunk, len(chunk))
+        if not more_body:
+            self._body_complete = True
+            if self._expected:
+                self._hang_up()  # the rest will never come: the read that wants it must not take this for the end
+            else:
+                self._inlet.put(b"")
+
+    async def _send_messages(self, messages: Iterable[ASGISendEvent]) -> None:
+        try:
+            for message in messages:
+                if self._gone:
+                    return
+                await self._send(message)
+                if self._wanted is not None:
+                    self._wanted.set()  # the answer has begun, and no word will be sent before it any more
+        except OSError:
+            self._hang_up()
+        except Exception as error:
+            self._server_error = error
+            self._hang_up()
+
+    async def _give_place_back(self) -> None:
+        while True:
+            await anyio.sleep(STREAM_SECONDS)
+            if self._place is not None and self._place.give_back():
+                return
+
+    def _on_slow(self) -> None:
+        self._outlet.put_from_loop(_Word.SLOW)
+
+    def _hang_up(self) -> None:
+        """Nobody waits for the answer any more: let the worker find out at its next read, write or block."""
+        self._gone = True
+        self._outlet.close()
+        self._inlet.close()
+        if self._claim.acquire(blocking=False):
+            self._outlet.put_from_loop(_Word.DONE)  # the worker's turn never came
+
+    def _hand_context_back(self) -> None:
+        """Let middleware outside see what the app has set (W13).
+
+        Only here, behind the last send(): a server may copy the context of this task during a send(), for the next
+        request of the connection (uvicorn does, where it resumes reading).
+        """
+        before = self._caller_context
+        for variable, value in self._app_context.items():
+            if variable not in before or before[variable] is not value:
+                variable.set(value)
+
+    def _raise_error(self) -> None:
+        error = self._app_error
+        if error is None or (self._gone and isinstance(error, ClientDisconnected)):
+            error = self._server_error
+        self._app_error = self._server_error = None
+        if error is None:
+            return
+        try:
+            if isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit, asyncio.CancelledError)):
+                # Out of a coroutine they would say something else, and a server might never answer.
+                raise ProtocolError(f"the app raised {shown(error)}") from error
+            raise error
+        finally:
+            del error  # a frame that holds its own traceback is a cycle
+
+    # -- The worker: in its thread ------------------------------------------------------------------------------------
+
+    def _work(self, place: Place) -> None:
+        if not self._claim.acquire(blocking=False):
+            return  # the client left before its turn came
+        self._place = place
+        try:
+            self._app_context.run(self._run_app)
+        except BaseException as error:
+            self._app_error = error
+        self._outlet.put_last(_Word.DONE)
+
+    def _run_app(self) -> None:
+        # Where asgiref's async_to_sync finds the server's loop; sync_to_async leaves the same in its threads.
+        if isinstance(self._door.native, asyncio.AbstractEventLoop):
+            SyncToAsync.threadlocal.main_event_loop = self._door.native
+            SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
+        # The environ holds us by wsgi.input: let go of it, so that no request has to wait for the garbage collector.
+        environ, self._environ = self._environ, {}
+        result = self._app(environ, self._start_response)
+        del environ
+        try:
+            self._give_body(result)
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+
+    def _give_body(self, result: Iterable[bytes]) -> None:
+        response = self._response
+        if isinstance(result, FileWrapper) and self._offers("http.response.pathsend"):
+            path = sendable_path(result.filelike, response.declared)
+            if path is not None and response.state is State.STARTED and not response.bodiless:
+                self._put(response.file(path))
+                return
+        try:
+            blocks = iter(result)
+        except TypeError:
+            raise ProtocolError(f"the app expected to return an iterable of bytes, returned {shown(result)}") from None
+        only = type(result) in (list, tuple) and len(cast("list[bytes]", result)) == 1
+        for block in blocks:
+            messages = response.block(block, last=only)
+            if messages:
+                self._put(messages, len(block))
+                if response.bodiless:
+                    return
+        messages = response.end()
+        if messages:
+            self._put(messages)
+
+    def _offers(self, extension: str) -> bool:
+        return extension in (self._scope.get("extensions") or ())
+
+    def _put(self, messages: tuple[ASGISendEvent, ...], size: int = 0) -> None:
+        try:
+            self._outlet.put((messages, size), size)
+        except Closed:
+            raise ClientDisconnected("the client left before the whole response was sent") from None
+
+    def _next_chunk(self) -> bytes:
+        """The next of the body's bytes, for ``wsgi.input``."""
+        if self._body_read:
+            return b""
+        try:
+            chunk = self._inlet.get_nowait()
+            if chunk is None:
+                self._outlet.put(_Word.READ)
+                chunk = self._inlet.get()
+        except Closed:
+            raise ClientDisconnected("the client left before the whole body was read") from None
+        self._body_read = not chunk
+        return chunk
+
+    # -- What the app calls -------------------------------------------------------------------------------------------
+
+    def _start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], object]:
+        self._response.start(status, headers, exc_info)
+        return self._write
+
+    def _write(self, data: bytes) -> None:
+        messages = self._response.block(data)
+        if messages:
+            self._put(messages, len(data))
+
+    def _send_early_hints(self, links: Iterable[tuple[str, str]]) -> None:
+        """``wsgi.early_hints``: takes (name, value) pairs, of which the Link headers go out (gunicorn's convention)."""
+        values = [value.encode("latin-1") for name, value in links if name.lower() == "link"]
+        self._put(({"type": "http.response.early_hint", "links": values},))  # type: ignore[typeddict-item]
+
+    def _is_gone(self) -> bool:
+        """``waitress.client_disconnected``: whether the client has left."""
+        return self._gone

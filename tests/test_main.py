@@ -1,0 +1,616 @@
+"""The command line: telling an app's kind, finding the app, serving it by real processes, stopping them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import django.core.handlers.asgi
+import django.core.handlers.wsgi
+import fastapi
+import flask
+import httpx
+import pytest
+from django.conf import settings
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
+
+from bridge import AsgiToWsgi, WsgiToAsgi, __main__
+from bridge.__main__ import CommandError, Kind, ThreadedWSGIServer, kind_of, listen, load_app, main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+LIMIT = 30.0  # seconds in which a process has to do what is waited for
+
+
+# What kinds apps come in
+
+
+def wsgi(environ: Any, start_response: Any) -> Any: ...
+
+
+def wsgi_generator(environ: Any, start_response: Any) -> Any:
+    yield b""
+
+
+def wsgi_with_more(environ: Any, start_response: Any, exc_info: Any = None) -> Any: ...
+
+
+async def asgi(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+def asgi_not_async(scope: Any, receive: Any, send: Any) -> Any: ...
+
+
+def asgi_with_defaults(scope: Any, receive: Any = None, send: Any = None) -> Any: ...
+
+
+async def asgi_of_anything(*args: Any) -> None: ...
+
+
+class WsgiObject:
+    def __call__(self, environ: Any, start_response: Any) -> Any: ...
+
+    def method(self, environ: Any, start_response: Any) -> Any: ...
+
+
+class AsgiObject:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+    async def method(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+
+class AsgiObjectNotAsync:
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Any: ...
+
+
+class WsgiClass:
+    """As PEP 3333's AppClass."""
+
+    def __init__(self, environ: Any, start_response: Any) -> None: ...
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b""
+
+
+def decorated(app: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(app)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return app(*args, **kwargs)
+
+    return wrapper
+
+
+def as_wsgi(app: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate so that the kind changes; `__wrapped__` still shows the other one."""
+
+    @functools.wraps(app)
+    def wrapper(environ: Any, start_response: Any) -> Any: ...
+
+    return wrapper
+
+
+def with_first(first: Any, a: Any, b: Any, c: Any = None) -> Any: ...
+
+
+def django_handler(handler: Callable[[], object]) -> object:
+    if not settings.configured:
+        settings.configure(ALLOWED_HOSTS=["*"], MIDDLEWARE=[])
+    # As it is after django.setup(), without what that changes for all other tests.
+    return object.__new__(handler)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        wsgi,
+        wsgi_generator,
+        wsgi_with_more,
+        WsgiObject(),
+        WsgiObject().method,
+        WsgiClass,
+        functools.partial(with_first, 1, c=2),
+        functools.partial(functools.partial(wsgi)),
+        decorated(wsgi),
+        decorated(decorated(WsgiObject().method)),
+        as_wsgi(asgi),
+        flask.Flask("app"),
+        flask.Flask("app").wsgi_app,
+        django_handler(django.core.handlers.wsgi.WSGIHandler),
+        AsgiToWsgi(asgi),
+        lambda environ, start_response: [],
+    ],
+    ids=str,
+)
+def test_wsgi_apps_are_known_as_such(app: object) -> None:
+    assert kind_of(app) is Kind.WSGI
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        asgi,
+        asgi_not_async,
+        asgi_with_defaults,
+        asgi_of_anything,
+        AsgiObject(),
+        AsgiObject().method,
+        AsgiObjectNotAsync(),
+        HTTPEndpoint,
+        functools.partial(asgi),
+        functools.partial(with_first, 1),
+        decorated(asgi),
+        decorated(AsgiObject().method),
+        Starlette(),
+        fastapi.FastAPI(),
+        django_handler(django.core.handlers.asgi.ASGIHandler),
+        WsgiToAsgi(wsgi),
+        lambda scope, receive, send: None,
+    ],
+    ids=str,
+)
+def test_asgi_apps_are_known_as_such(app: object) -> None:
+    if app == functools.partial(with_first, 1):
+        pytest.skip("takes both numbers of arguments")
+    assert kind_of(app) is Kind.ASGI
+
+
+class Asgi2:
+    def __init__(self, scope: Any) -> None: ...
+
+    async def __call__(self, receive: Any, send: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("app", "words"),
+    [
+        (lambda *args: None, "cannot tell whether .*<lambda> .* say --wsgi or --asgi"),
+        (lambda a, b, c=None: None, "say --wsgi or --asgi"),
+        (decorated(lambda *args: None), "say --wsgi or --asgi"),
+        (max, "say --wsgi or --asgi"),
+        (lambda: None, "takes no arguments; if it makes the app, add --factory"),
+        (lambda scope: None, "as ASGI 2 apps do"),
+        (lambda a, b, c, d: None, r"its signature is \(a, b, c, d\)"),
+        (Asgi2, "is a class, not an app; name an instance of it, or add --factory"),
+        (flask.Flask, "is a class, not an app"),
+        ("app", "'app' is no app: it cannot be called"),
+        ("x" * 100, r"'x+\.\.\. is no app"),
+        (None, "None is no app: it cannot be called"),
+    ],
+    ids=str,
+)
+def test_what_is_no_app_or_may_be_both_is_told_plainly(app: object, words: str) -> None:
+    with pytest.raises(CommandError, match=words):
+        kind_of(app)
+
+
+def test_an_async_function_of_two_arguments_is_no_app() -> None:
+    async def app(environ: Any, start_response: Any) -> None: ...
+
+    with pytest.raises(CommandError, match="it is async and takes two arguments"):
+        kind_of(app)
+
+
+def test_a_coroutine_is_no_app_and_is_not_left_unawaited() -> None:
+    with pytest.raises(CommandError, match="name the function itself, not what it returns"):
+        kind_of(asgi({}, None, None))
+
+
+# Finding the app
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory of modules to import from; they are forgotten afterwards."""
+    for name, source in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+MODULES = {
+    "shop_main": """
+import time
+
+class site:
+    @staticmethod
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        yield f"Hello from {environ['PATH_INFO']}".encode("latin-1")
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"Hello from {environ['PATH_INFO']}".encode("latin-1")]
+
+def make():
+    return application
+
+def fail():
+    raise RuntimeError("no database")
+
+def endless(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    while True:
+        yield b"tick"
+        time.sleep(0.05)
+
+def anything(*args):
+    return application(*args)
+
+text = "text"
+""",
+    "shop_async": """
+import asyncio
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        print("stopping", flush=True)
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    if scope["path"] == "/endless":
+        while True:
+            await send({"type": "http.response.body", "body": b"tick", "more_body": True})
+            await asyncio.sleep(0.05)
+    await send({"type": "http.response.body", "body": f"Hello from {scope['path']}".encode()})
+
+async def refuses(scope, receive, send):
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "no database"})
+""",
+    "shop_broken": "import nowhere_to_be_found",
+    "shop_syntax": "def app(:",
+    "shop_zero": "def divide():\n    return 1 / 0\n\ndivide()",
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "factory", "words"),
+    [
+        ("shop_main", False, "expected module:app, got 'shop_main'; is it shop_main:app?"),
+        ("shop_main:", False, "expected module:app, got 'shop_main:'; is it shop_main:app?"),
+        (":app", False, "expected module:app, got ':app'"),
+        ("./shop/main.py", False, "is it shop.main:app?"),
+        (
+            "shop_main.py:make",
+            False,
+            "expected a module's name before the colon, got 'shop_main.py'; is it shop_main:make?",
+        ),
+        ("shop_nowhere:app", False, "there is no module 'shop_nowhere' in "),
+        ("shop_main.sub:app", False, "there is no module 'shop_main.sub' in "),
+        ("shop_main:aplication", False, "shop_main has no 'aplication'; did you mean 'application'?"),
+        ("shop_main:zzz", False, "shop_main has no 'zzz'; did you mean 'application'?"),
+        ("shop_main:site.zzz", False, "shop_main.site has no 'zzz'; did you mean 'app'?"),
+        ("shop_main:text.zzz", False, "shop_main.text has no 'zzz'"),
+        (
+            "shop_broken:app",
+            False,
+            "shop_broken cannot be imported: ModuleNotFoundError: No module named 'nowhere_to_be_found'",
+        ),
+        ("shop_syntax:app", False, "shop_syntax cannot be imported: SyntaxError: "),
+        ("shop_zero:app", False, "shop_zero cannot be imported: ZeroDivisionError: division by zero ("),
+        ("shop_main:text", True, "shop_main:text is no factory: it cannot be called"),
+        ("shop_main:fail", True, "shop_main:fail made no app: RuntimeError: no database ("),
+        ("shop_main:application", True, "shop_main:application is no factory: it has to be called without arguments"),
+    ],
+)
+def test_what_cannot_be_found_is_told_in_one_line_with_status_2(
+    modules: Path, capsys: pytest.CaptureFixture[str], target: str, factory: bool, words: str
+) -> None:
+    status = main([target, *(["--factory"] if factory else [])])
+
+    output = capsys.readouterr()
+    assert status == 2
+    assert output.out == ""
+    assert output.err.startswith(f"python -m bridge: {words}")
+    assert output.err.count("\n") == 1
+
+
+def test_an_error_in_the_users_module_is_told_with_its_place(modules: Path) -> None:
+    with pytest.raises(CommandError, match=r"shop_zero\.py, line 2\)$"):
+        load_app("shop_zero:app")
+
+
+@pytest.mark.parametrize(
+    ("target", "factory"), [("shop_main:application", False), ("shop_main:site.app", False), ("shop_main:make", True)]
+)
+def test_apps_are_found_by_module_and_dotted_name_and_made_by_factories(
+    modules: Path, target: str, factory: bool
+) -> None:
+    assert kind_of(load_app(target, factory=factory)) is Kind.WSGI
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:8000", ("127.0.0.1", 8000)),
+        ("localhost:0", ("localhost", 0)),
+        ("[::1]:65535", ("::1", 65535)),
+        ("8000", ("127.0.0.1", 8000)),
+    ],
+)
+def test_addresses_are_read(text: str, address: tuple[str, int]) -> None:
+    assert __main__.parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["m:app", "--bind", "::1:8000"],
+        ["m:app", "--bind", "localhost"],
+        ["m:app", "--bind", ":8000"],
+        ["m:app", "--bind", "localhost:65536"],
+        ["m:app", "--bind", "localhost:\u0661"],
+        ["m:app", "--threads", "0"],
+        ["m:app", "--threads", "many"],
+        ["m:app", "--wsgi", "--asgi"],
+        ["m:app", "--check"],
+        ["m:app", "--megabytes", "1"],
+        ["--factory"],
+        ["--threads", "3"],
+    ],
+    ids=" ".join,
+)
+def test_arguments_that_make_no_sense_end_with_status_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["shop_main:application", "shop_async:app"])
+def test_an_address_in_use_is_told_with_status_2(
+    modules: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert main([target, "--bind", address]) == 2
+    assert capsys.readouterr().err == f"python -m bridge: cannot listen on {address}: Address already in use\n"
+
+
+def test_a_host_that_nobody_knows_is_told_with_status_2(modules: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shop_main:application", "--bind", "[no::host]:1"]) == 2
+    assert capsys.readouterr().err.startswith("python -m bridge: cannot listen on [no::host]:1: ")
+
+
+def test_a_missing_server_is_told_with_what_to_install(
+    modules: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["shop_main:application"]) == 2
+    assert "pip install uvicorn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", __main__.DEMO_MODULES)
+def test_what_the_demo_misses_is_told_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["--check"]) == 2
+    assert (
+        capsys.readouterr().err == f'python -m bridge: the demo needs {missing}: pip install "wsgi-asgi-bridge[demo]"\n'
+    )
+
+
+def test_an_asgi_app_that_refuses_to_start_ends_with_status_1(
+    modules: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["shop_async:refuses", "--bind", "127.0.0.1:0"]) == 1
+    assert "shop_async:refuses did not start: " in (err := capsys.readouterr().err)
+    assert "no database" in err
+
+
+# The standard library's server, as it is made here
+
+
+@contextlib.contextmanager
+def serving(app: Callable[..., Iterable[bytes]], threads: int | None = None) -> Iterator[ThreadedWSGIServer]:
+    with ThreadedWSGIServer(listen(__main__.Address("127.0.0.1", 0)), app, threads) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join(LIMIT)
+
+
+def get(server: ThreadedWSGIServer, path: str = "/") -> str:
+    return httpx.get(f"http://127.0.0.1:{server.server_port}{path}", timeout=LIMIT, trust_env=False).text
+
+
+def in_parallel(count: int, call: Callable[[], object]) -> None:
+    threads = [threading.Thread(target=call) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+
+
+def test_requests_are_served_in_parallel() -> None:
+    meeting = threading.Barrier(8, timeout=LIMIT)
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        meeting.wait()
+        start_response("200 OK", [])
+        return [b"all here"]
+
+    answers: list[str] = []
+    with serving(app) as server:
+        in_parallel(8, lambda: answers.append(get(server)))
+    assert answers == ["all here"] * 8
+
+
+def test_threads_bounds_how_many_requests_are_in_the_app() -> None:
+    inside = 0
+    seen: list[int] = []
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        nonlocal inside
+        inside += 1
+        seen.append(inside)
+        start_response("200 OK", [])
+        yield b"a"
+        inside -= 1
+
+    with serving(app, threads=1) as server:
+        in_parallel(8, lambda: get(server))
+    assert seen == [1] * 8
+
+
+def test_a_stream_without_end_is_hung_up_on_when_its_time_of_grace_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(__main__, "GRACE", 0.1)
+    go_on, closed = threading.Event(), threading.Event()
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        try:
+            while not go_on.wait(0.01):
+                yield b"tick"
+        finally:
+            closed.set()
+
+    with serving(app) as server, socket.create_connection(("127.0.0.1", server.server_port), LIMIT) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert client.recv(1) == b"H"
+        server.drain()
+        assert closed.wait(LIMIT)
+        go_on.set()
+
+
+def test_a_request_in_flight_may_end_in_its_time_of_grace() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        entered.set()
+        go_on.wait(LIMIT)
+        start_response("200 OK", [])
+        return [b"done"]
+
+    answers: list[str] = []
+    with serving(app) as server:
+        client = threading.Thread(target=lambda: answers.append(get(server)))
+        client.start()
+        assert entered.wait(LIMIT)
+        threading.Timer(0.05, go_on.set).start()
+        server.drain()
+        client.join(LIMIT)
+    assert answers == ["done"]
+
+
+# Real processes
+
+
+class Served:
+    """`python -m bridge` at work."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bridge", *arguments, "--bind", "127.0.0.1:0"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        # A process that hangs is killed, which ends whatever the test waits for.
+        self._watchdog = threading.Timer(LIMIT, self.process.kill)
+        self._watchdog.start()
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+        self.address = self.line.split()[-1] if self.line else ""
+
+    def wait(self) -> tuple[int, str, str]:
+        """Wait for the end: exit status, the rest of the output, and the errors."""
+        out, err = self.process.communicate()
+        return self.process.returncode, out, err
+
+    def stop(self, signal_number: int) -> tuple[int, str, str]:
+        self.process.send_signal(signal_number)
+        return self.wait()
+
+    def close(self) -> None:
+        self._watchdog.cancel()
+        self._watchdog.join()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def serve(modules: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Served]]:
+    # Not asyncio's debug mode, which says on stderr how slow a machine is.
+    monkeypatch.delenv("PYTHONASYNCIODEBUG", raising=False)
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: str) -> Served:
+            served = Served(*arguments)
+            stack.callback(served.close)
+            return served
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (["shop_main:application"], "(WSGI, through WsgiToAsgi on uvicorn)"),
+        (["shop_main:make", "--factory", "--threads", "2"], "(WSGI, through WsgiToAsgi on uvicorn)"),
+        (["shop_main:anything", "--wsgi"], "(WSGI, through WsgiToAsgi on uvicorn)"),
+        (["shop_async:app"], "(ASGI, through AsgiToWsgi on wsgiref)"),
+        (["shop_async:app", "--asgi", "--threads", "2"], "(ASGI, through AsgiToWsgi on wsgiref)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_app_is_served_on_the_other_kind_of_server(
+    serve: Callable[..., Served], target: list[str], words: str
+) -> None:
+    served = serve(*target)
+
+    assert served.line.startswith(f"Serving {target[0]} {words} on http://127.0.0.1:")
+    with httpx.Client(base_url=served.address, trust_env=False, timeout=LIMIT) as client:
+        assert [client.get(f"/{n}").text for n in range(3)] == [f"Hello from /{n}" for n in range(3)]
+    status, _, err = served.stop(signal.SIGTERM)
+    assert (status, err) == (0, "")
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("target", "last_words"), [("shop_main:application", ""), ("shop_async:app", "stopping\n")])
+def test_a_signal_stops_cleanly(serve: Callable[..., Served], target: str, last_words: str, signal_number: int) -> None:
+    served = serve(target)
+    assert served.stop(signal_number) == (0, last_words, "")
+
+
+@pytest.mark.parametrize("target", ["shop_main:endless", "shop_async:app"])
+def test_a_stream_without_end_does_not_hold_up_the_stop(serve: Callable[..., Served], target: str) -> None:
+    served = serve(target)
+    with httpx.stream("GET", f"{served.address}/endless", trust_env=False, timeout=LIMIT) as response:
+        assert next(response.iter_raw()).startswith(b"tick")
+        status, _, _ = served.stop(signal.SIGTERM)
+    assert status == 0
+
+
+@pytest.mark.parametrize("target", ["shop_main:application", "shop_async:app"])
+def test_the_end_of_stdin_stops_where_that_is_asked_for(serve: Callable[..., Served], target: str) -> None:
+    served = serve(target, "--until-stdin-closes")
+    assert served.process.stdin is not None
+    served.process.stdin.close()
+    served.process.stdin = None
+    status, _, err = served.wait()
+    assert (status, err) == (0, "")
