@@ -51,13 +51,13 @@ def _loop_in_a_thread(loop: str) -> asyncio.AbstractEventLoop:
     return running
 
 
-def bridge_shared(app: ASGIApp, loop: str) -> Any:
+def bridge_shared(app: Any, loop: str) -> Any:
     from bridge import AsgiToWsgi
 
     return AsgiToWsgi(app, loop="shared", loop_factory=_new_loop(loop))
 
 
-def bridge_request(app: ASGIApp, loop: str) -> Any:
+def bridge_request(app: Any, loop: str) -> Any:
     from bridge import AsgiToWsgi
 
     return AsgiToWsgi(app, loop="request", loop_factory=_new_loop(loop))

@@ -7,6 +7,7 @@ said in one sentence on stderr, exit status 2; a traceback here is a bug.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import difflib
 import enum
@@ -271,12 +272,24 @@ def serve_wsgi_app(app: WSGIApplication, target: str, address: Address, threads:
         raise CommandError("a WSGI app is served on an ASGI server: pip install uvicorn") from None
 
     class Server(uvicorn.Server):
-        """Says where it serves once the app has started."""
+        """Says where it serves once the app has started, and hangs up on streams that outlast their time of grace."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
                 announce(target, "WSGI, through WsgiToAsgi on uvicorn", listener)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # By itself uvicorn cancels such requests and logs a traceback for each. A client that leaves ends quietly.
+            timer = asyncio.get_running_loop().call_later(GRACE, self.hang_up)
+            try:
+                await super().shutdown(sockets)
+            finally:
+                timer.cancel()
+
+        def hang_up(self) -> None:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
 
     application = WsgiToAsgi(app) if threads is None else WsgiToAsgi(app, threads=threads)
     with listen(address) as listener:
@@ -286,7 +299,7 @@ def serve_wsgi_app(app: WSGIApplication, target: str, address: Address, threads:
             log_level="warning",
             lifespan="on",
             ws="none",
-            timeout_graceful_shutdown=int(GRACE),
+            timeout_graceful_shutdown=int(GRACE) + 1,
         )
         server = Server(config)
         try:
@@ -304,8 +317,8 @@ def serve_asgi_app(app: ASGI3Application, target: str, address: Address, threads
     try:
         with ThreadedWSGIServer(listen(address), application, threads) as server:
             application.startup()
-            announce(target, "ASGI, through AsgiToWsgi on wsgiref", server.socket)
             try:
+                announce(target, "ASGI, through AsgiToWsgi on wsgiref", server.socket)
                 server.serve_forever()
             except KeyboardInterrupt:
                 server.socket.close()

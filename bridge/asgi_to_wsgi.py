@@ -8,12 +8,13 @@ import contextlib
 import logging
 import os
 import threading
+import types
 import weakref
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from asgiref.sync import ThreadSensitiveContext
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
 from bridge.body import BodyReader
 from bridge.errors import BadRequest, ClientDisconnected, LifespanFailure, ProtocolError, shown
@@ -313,7 +314,7 @@ class _Cycle:
         self._body_received = False
         self._gone = False  # the client, or the server's wish for an answer
         self._receivers: list[asyncio.Future[None]] = []  # woken when there is something to receive
-        self._sender: asyncio.Future[None] | None = None  # woken when the thread has taken what there was
+        self._senders: list[asyncio.Future[None]] = []  # woken when the window has room
 
     # -- The server's thread ------------------------------------------------------------------------------------------
 
@@ -365,30 +366,28 @@ class _Cycle:
             if self._ended:
                 self._raise_error()
                 raise ProtocolError("the app ended before it had sent its whole body")
-            self._wait(self._wake_sender)
+            self._wait(self._wake_senders if self._senders else None)
         block = self._blocks.popleft()
         self._size -= len(block)
         return block
 
-    def _wait(self, callback: Callable[[], object]) -> None:
-        """Wait for a block, or the end; read the request's body as the app wishes."""
+    def _wait(self, callback: Callable[[], object] | None) -> None:
+        """Wait for a block, or the end; meanwhile read the request's body as the app wishes."""
         turn = self._turn
         turn.told = False
         # What was told before that line is here already.
-        if self._blocks or self._ended:
-            return
-        while True:
-            self._loop.wait(turn, callback)
-            turn.told = False
-            while self._hints:
+        while not (self._blocks or self._ended or self._response.state is State.COMPLETE):
+            if self._hints:
                 self._environ["wsgi.early_hints"](self._hints.popleft())
-            if self._wants_chunk:
+            elif self._wants_chunk:
                 self._wants_chunk = False
                 callback = partial(self._deliver, self._reader.next_message())
-            elif self._blocks or self._ended or self._response.state is State.COMPLETE:
-                return
             else:
-                callback = _nothing
+                self._loop.wait(turn, callback)
+                turn.told = False
+                callback = None
+        if callback is not None:
+            self._loop.post(callback)
 
     def close(self) -> None:
         """End the request (PEP 3333: the server calls it once, whether the response is whole or not)."""
@@ -397,26 +396,23 @@ class _Cycle:
         self._closed = True
         self._blocks.clear()
         whole = self._response.state is State.COMPLETE
-        leave = self._wake_sender if whole else self._hang_up
-        if self._loop is self._life.shared:
-            if not self._ended:
-                self._loop.post(leave)
-        else:
-            self._end_request_loop(leave)
+        if self._loop is not self._life.shared:
+            self._end_request_loop(None if whole else self._hang_up)
+        elif not self._ended and not whole:
+            self._loop.post(self._hang_up)
         if self._ended and whole:
             self._raise_error()
 
-    def _end_request_loop(self, leave: Callable[[], object]) -> None:
+    def _end_request_loop(self, callback: Callable[[], object] | None) -> None:
         """Run the app to its end, then give its loop back."""
         turn = self._turn
-        callback = leave
         while not self._ended:
             turn.told = False
             self._loop.wait(turn, callback)
-            callback = _nothing
-            if self._wants_chunk:  # a last read, which would block for a client that has left
+            callback = None
+            if self._wants_chunk:
                 self._wants_chunk = False
-                callback = self._hang_up
+                callback = self._hang_up  # nobody reads any more
         self._release_loop()
 
     def _release_loop(self) -> None:
@@ -441,22 +437,24 @@ class _Cycle:
         self._task = self._loop.native.create_task(self._run_app(scope))
 
     async def _run_app(self, scope: dict[str, Any]) -> None:
+        # Each request's sync_to_async code has a thread of its own (A17). To set it is enough: the task's context ends
+        # with the task, and asgiref drops the thread with it.
+        SyncToAsync.thread_sensitive_context.set(ThreadSensitiveContext())
+        error = None
         try:
-            async with ThreadSensitiveContext():
-                await self._life.app(scope, self._receive, self._send)
-        except BaseException as error:
-            self._end(error)
-        else:
-            self._end(None)
+            await self._life.app(scope, self._receive, self._send)
+        except BaseException as raised:
+            error = raised
+        self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
-        if error is not None and self._closed:
-            if self._response.state is State.COMPLETE and self._loop is self._life.shared:
+        if error is not None and self._closed:  # the thread has gone, so nobody else would tell
+            if not self._gone:
                 logger.error("the app failed after its response", exc_info=error)
-            elif not (self._gone and isinstance(error, (ClientDisconnected, asyncio.CancelledError))):
+            elif not _tells_of_leaving(error):
                 logger.error("the app failed after its client had left", exc_info=error)
-        else:
-            self._error = error
+            error = None
+        self._error = error
         self._ended = True
         self._wake_receivers()
         self._loop.tell(self._turn)
@@ -485,14 +483,8 @@ class _Cycle:
             self._body_received = not message["more_body"]  # type: ignore[typeddict-item]
         self._wake_receivers()
 
-    def _wake_receivers(self) -> None:
-        receivers, self._receivers = self._receivers, []
-        for receiver in receivers:
-            if not receiver.done():
-                receiver.set_result(None)
-
     async def _send(self, message: ASGISendEvent) -> None:
-        if self._gone and self._closed:
+        if self._gone:
             raise ClientDisconnected("the client left before the whole response was sent")
         if message.get("type") == "http.response.early_hint":
             self._hint(message)
@@ -507,21 +499,26 @@ class _Cycle:
         elif not block:
             return
         self._loop.tell(self._turn)
-        if self._loop.is_led_by(self._turn) or self._size > WINDOW:
-            await self._wait_for_thread()
+        await self._let_thread_take()
 
-    async def _wait_for_thread(self) -> None:
-        while self._sender is not None:  # another task of the app is sending, too
-            await asyncio.shield(self._sender)
-        self._sender = sender = self._loop.native.create_future()
-        try:
-            await sender
-        finally:
-            self._sender = None
+    async def _let_thread_take(self) -> None:
+        """Go on when the server's thread is on its way with the block, and the window has room for another."""
+        while self._turn.told and self._loop.is_led_by(self._turn):
+            await _yield_once()  # the loop was told to stop: once on asyncio, twice on uvloop
+        while self._size > WINDOW and not self._gone:
+            sender = self._loop.native.create_future()
+            self._senders.append(sender)
+            try:
+                await sender
+            finally:
+                if sender in self._senders:
+                    self._senders.remove(sender)
 
-    def _wake_sender(self) -> None:
-        if self._sender is not None and not self._sender.done():
-            self._sender.set_result(None)
+    def _wake_senders(self) -> None:
+        self._senders = _wake(self._senders)
+
+    def _wake_receivers(self) -> None:
+        self._receivers = _wake(self._receivers)
 
     def _hint(self, message: Mapping[str, Any]) -> None:
         if "wsgi.early_hints" not in self._environ:
@@ -533,10 +530,32 @@ class _Cycle:
         """The client has left: the app hears of it, and may clean up for a while."""
         self._gone = True
         self._wake_receivers()
-        self._wake_sender()
+        self._wake_senders()
         if self._task is not None and not self._task.done():
             self._loop.native.call_later(GRACE_SECONDS, self._task.cancel)
 
 
-def _nothing() -> None:
-    """For a loop that needs no callback."""
+@types.coroutine
+def _yield_once() -> Iterator[None]:
+    """Come back at the loop's next turn."""
+    yield
+
+
+def _tells_of_leaving(error: BaseException | None) -> bool:
+    """Whether an app's error only says that its client has left, or that it was cancelled for that.
+
+    Starlette raises a ClientDisconnect of its own out of ours.
+    """
+    while error is not None:
+        if isinstance(error, (ClientDisconnected, asyncio.CancelledError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _wake(futures: list[asyncio.Future[None]]) -> list[asyncio.Future[None]]:
+    """End the wait of each, and give back the new list of those who wait."""
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+    return []

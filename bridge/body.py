@@ -1,4 +1,4 @@
-"""The request's body: as a stream for WSGI, as messages for ASGI. Both pull from a callable; no thread is known here."""
+"""The request's body: as a stream for WSGI, as messages for ASGI. Both pull from a callable; no thread is known."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class BodyReader:
         try:
             data = self._read(PIECE if self._remaining is None else min(PIECE, self._remaining))
         except (OSError, ValueError):
-            # As servers say that the client left, or (cheroot and eventlet by ValueError) that its chunks are malformed.
+            # As servers say that the client left or (cheroot and eventlet by ValueError) that its chunks are malformed.
             self._read = None
             return {"type": "http.disconnect"}
         if self._remaining is None:

@@ -59,11 +59,13 @@ class Door(abc.ABC):
 
     Attributes:
         native: The event loop, or trio's token.
+        thread: The ident of the loop's thread.
         token: anyio's token, for ``anyio.from_thread.run(..., token=)``.
     """
 
     def __init__(self, native: object) -> None:
         self.native = native
+        self.thread = threading.get_ident()
         self.token: EventLoopToken = current_token()
         self._callbacks: deque[Callable[[], None]] = deque()
         self._rung = False
@@ -102,6 +104,7 @@ class Door(abc.ABC):
             try:
                 self._call_soon(self._answer)
             except RuntimeError as error:  # trio.RunFinishedError is one, too
+                self._rung = False  # no answer is on its way, as the next thread shall be told as well
                 raise Closed("the event loop has ended") from error
 
     def _answer(self) -> None:
@@ -185,7 +188,7 @@ class _TrioDoor(Door):
             callback()
 
         # Trio has no timers outside of tasks. A system task belongs to no request, and may outlive the one that began it.
-        trio.lowlevel.spawn_system_task(later, context=self._context)
+        trio.lowlevel.spawn_system_task(later, context=contextvars.Context())
 
 
 class _ThreadDoor(threading.local):

@@ -624,11 +624,11 @@ def print_row(label: str, texts: Sequence[str]) -> None:
 
 
 def serve_on(servers: Sequence[Server], addresses: Sequence[str], failures: Sequence[str]) -> int:
-    print()
-    for server, address in zip(servers, addresses, strict=True):
-        print_row(server.app.title, [address])
-    print("\nOpen them in a browser. Ctrl-C ends both.", flush=True)
     try:
+        print()
+        for server, address in zip(servers, addresses, strict=True):
+            print_row(server.app.title, [address])
+        print("\nOpen them in a browser. Ctrl-C ends both.", flush=True)
         # A short wait each, in turn: a wait without a limit cannot be interrupted on Windows.
         while not any(server.ended.wait(0.5) for server in servers):
             pass

@@ -15,12 +15,11 @@ __all__ = ["FileWrapper", "PathFile", "sendable_path"]
 BLOCK_SIZE = 256 * 1024
 """Bytes read at once. Bigger blocks gain nothing measurable; apps ask for 4 or 8 KiB out of habit."""
 
-
 _BUFFERED = (io.BufferedReader, io.BufferedRandom)
 
 
 class FileWrapper:
-    """An iterable over a file's blocks, as ``wsgi.file_wrapper`` (PEP 3333, "Optional Platform-Specific File Handling").
+    """An iterable over a file's blocks, as ``wsgi.file_wrapper``; PEP 3333, "Optional Platform-Specific File Handling".
 
     Args:
         filelike: Anything with ``read(size)``. Its ``close()``, if it has one, is called once the response is over.

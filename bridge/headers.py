@@ -63,9 +63,9 @@ def to_cgi(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """The headers of a scope as the keys of an environ: CONTENT_TYPE, CONTENT_LENGTH and HTTP_*.
 
     Equal names are joined in linear time by ``,``, Cookie by ``; `` (RFC 9110, 5.3; RFC 9113, 8.2.3). A name with ``_``
-    is dropped, because it would be taken for the one with ``-`` (CVE-2026-3902), and so is ``Proxy``, which would become
-    the HTTP_PROXY of CGI programs (CVE-2016-5385). Beside a Transfer-Encoding a Content-Length means nothing, and is
-    dropped too (RFC 9112, 6.3).
+    is dropped, because it would be taken for the one with ``-`` (CVE-2026-3902), and so is ``Proxy``, which would
+    become the HTTP_PROXY of CGI programs (CVE-2016-5385). Beside a Transfer-Encoding a Content-Length means nothing,
+    and is dropped too (RFC 9112, 6.3).
 
     Raises:
         BadRequest: Two Content-Length values differ, or one is no plain decimal.

@@ -147,13 +147,19 @@ class TurnedLoop:
 
     def post(self, callback: Callable[[], object]) -> None:
         """Have the loop run a callback, whoever runs it next. From any thread; harmless if the loop is closed."""
-        with contextlib.suppress(RuntimeError):  # Event loop is closed
+        with self._mutex:
+            if self._closed:
+                return
+            if self._leader is None:
+                self.native.call_soon(callback)  # nobody sleeps in it, so nobody has to be woken
+                return
             self.native.call_soon_threadsafe(callback)
 
     def _take(self, turn: Turn, callback: Callable[[], object] | None) -> bool:
         """Become the leader: True; or wait as a follower until the turn was told: False."""
         leads = turn.leads = asyncio._get_running_loop() is None
         keeper = None
+        asks = False
         with self._mutex:
             if self._leader is None and leads:
                 self._leader = turn

@@ -16,7 +16,8 @@ ENVIRON = "wsgi.environ"
 
 _REQUEST_KEYS = frozenset(
     "CONTENT_LENGTH CONTENT_TYPE HTTPS PATH_INFO QUERY_STRING RAW_URI REMOTE_ADDR REMOTE_PORT REQUEST_METHOD "
-    "REQUEST_URI SCRIPT_NAME SERVER_NAME SERVER_PORT SERVER_PROTOCOL wsgi.input wsgi.input_terminated wsgi.url_scheme".split()
+    "REQUEST_URI SCRIPT_NAME SERVER_NAME SERVER_PORT SERVER_PROTOCOL wsgi.input wsgi.input_terminated "
+    "wsgi.url_scheme".split()
 )
 """What a scope tells: middleware between the wrappers may have changed it, so the scope is asked and not the server."""
 
@@ -33,5 +34,5 @@ def outer_scope(environ: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def server_keys(environ: Mapping[str, Any]) -> dict[str, Any]:
-    """What a WSGI server and the middleware before us said beside the request itself: REMOTE_USER, SSL_*, mod_wsgi.*."""
+    """What a WSGI server and the middleware before us said beside the request: REMOTE_USER, SSL_*, mod_wsgi.*."""
     return {key: value for key, value in environ.items() if key not in _REQUEST_KEYS and key[:5] != "HTTP_"}

@@ -1,7 +1,7 @@
 """The order in which a response may be said: a state machine for each direction, side by side.
 
-An illegal step raises `ProtocolError` and changes nothing. Nothing is sent, locked or awaited here: each step gives back
-what is to be sent.
+An illegal step raises `ProtocolError` and changes nothing. Nothing is sent, locked or awaited here: each step gives
+back what is to be sent.
 """
 
 from __future__ import annotations
@@ -119,19 +119,20 @@ class WsgiResponse:
             last: Whether it is known that no block follows.
 
         Raises:
-            ProtocolError: It is no bytes, comes before start_response() or after the end, or is longer than Content-Length
-                allows.
+            ProtocolError: It is no bytes, comes before start_response() or after the end, or is longer than the
+                Content-Length allows.
         """
         if not isinstance(data, bytes):
             raise ProtocolError(f"the app expected to give blocks of bytes, gave {shown(data)}")
         if not data:
             return self.end() if last else _NO_MESSAGES
-        if self.state is State.NOTHING:
-            raise ProtocolError("the app gave a block of its body before it called start_response()")
-        if self.bodiless:
-            return self.end() if self.state is State.STARTED else _NO_MESSAGES
-        if self.state is State.COMPLETE and self._length.remaining != 0:  # where it is 0, the count says it better
-            raise ProtocolError("the app gave a block of its body after the end of the response")
+        if self.state is not State.BODY:
+            if self.state is State.NOTHING:
+                raise ProtocolError("the app gave a block of its body before it called start_response()")
+            if self.bodiless:
+                return self.end() if self.state is State.STARTED else _NO_MESSAGES
+            if self.state is State.COMPLETE and self._length.remaining != 0:  # where it is 0, the count says it better
+                raise ProtocolError("the app gave a block of its body after the end of the response")
         if last:
             self._length.check_end(len(data))
         self._length.add(len(data))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Job = Callable[["Place | None"], None]
+
 __all__ = ["Place", "Workers"]
 
 IDLE_SECONDS = 10.0
@@ -25,7 +27,8 @@ _numbers = itertools.count(1)
 #
 # A job is a callable that gets the Place it runs in. Jobs wait in the backlog and begin in the order in which they came,
 # at most `threads` of them at once; one that streams for long may move from its place among the threads to one among the
-# streams, so that the next job can begin.
+# streams, so that the next job can begin. Where no thread can be started and there is none, nobody may ever come to the
+# backlog: then all that wait there get None for a Place, which tells them to give up, from whoever found that out.
 #
 # At most one thread at a time is on its way to the backlog (`_coming`). It takes the first job, and then calls the next
 # thread if a job and a place are left. So of many jobs that come at once and are short, the threads that already run do
@@ -93,7 +96,7 @@ class Workers:
     def _begin(self) -> None:
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)  # told when a thread leaves, if someone waits for it
-        self._backlog: deque[Callable[[Place], None]] = deque()
+        self._backlog: deque[Job] = deque()
         self._idle: list[_Bed] = []
         self._coming = False  # whether a thread is on its way to the backlog
         self._running = 0
@@ -122,12 +125,8 @@ class Workers:
         """The threads there are."""
         return self._alive
 
-    def submit(self, job: Callable[[Place], None]) -> None:
-        """Have a thread run a job, which must not raise, as soon as a place is free. Never waits.
-
-        Raises:
-            RuntimeError: No thread can be started, and there is none.
-        """
+    def submit(self, job: Job) -> None:
+        """Have a thread run a job, which must not raise, as soon as a place is free. Never waits."""
         with self._mutex:
             self._backlog.append(job)
             starts = self._call_thread()
@@ -253,7 +252,7 @@ class Workers:
         self._dismiss_idle()  # nobody else has us, so the mutex is not needed
 
 
-_Step = tuple["Callable[[Place], None] | None", Place, bool]
+_Step = tuple["Job | None", Place, bool]
 """A thread's next job or None, the job's place, and whether another thread must be started for the job behind it."""
 
 

@@ -9,6 +9,7 @@ import enum
 import io
 import os
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -25,7 +26,6 @@ from bridge.response import State, WsgiResponse
 from bridge.workers import Workers
 
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping
     from contextlib import AbstractAsyncContextManager
     from typing import BinaryIO
@@ -47,6 +47,9 @@ WINDOW = 256 * 1024
 
 INPUT_WINDOW = 64 * 1024
 """Bytes of a request's body that may lie here before the app reads them."""
+
+BROUGHT = 1024 * 1024
+"""Bytes of a body that code which runs in the loop can read: it cannot wait there, so they are brought before."""
 
 STREAM_SECONDS = 1.0
 """After its first second, a response that streams gives its place among the threads back."""
@@ -93,6 +96,8 @@ class WsgiToAsgi:
         """
         kind = scope["type"]
         if kind == "http":
+            if self._state is not None and "state" not in scope:
+                scope["state"] = dict(self._state)
             await _Cycle(self.app, self._workers, scope, receive, send).run()
         elif kind == "lifespan":
             await answer_lifespan(self._live(), cast("dict[str, Any]", scope), receive, send)
@@ -110,7 +115,11 @@ class WsgiToAsgi:
             state = await stack.enter_async_context(self._lifespan(self)) if self._lifespan else None
             # Left first: the requests in flight still have what the lifespan made.
             stack.push_async_callback(anyio.to_thread.run_sync, self._workers.stop, abandon_on_cancel=True)
-            yield state
+            self._state = state
+            try:
+                yield state
+            finally:
+                self._state = None
 
     def close(self) -> None:
         """Wait for the requests in flight, and stop the threads. A later request starts new ones."""
@@ -126,6 +135,26 @@ class _Word(enum.Enum):
     """The request takes long enough to watch for its client's leaving."""
     DONE = enum.auto()
     """The app has ended, and its iterable is closed; or it will never be called."""
+
+
+class _LoopForAsgiref:
+    """The server's loop as asgiref's async_to_sync finds it.
+
+    Args:
+        loop: The loop.
+        prepare: Called in the worker's thread before anything is handed to the loop.
+    """
+
+    def __init__(self, loop: Any, prepare: Callable[[], None]) -> None:
+        self._loop = loop
+        self._prepare = prepare
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
+        self._prepare()
+        self._loop.call_soon_threadsafe(callback, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
 
 
 # -- Theory -----------------------------------------------------------------------------------------------------------
@@ -175,6 +204,7 @@ class _Cycle:
         self._expected: int | None = None  # the body's bytes that have yet to come; None if nobody knows
         self._body_begun = False
         self._body_complete = False
+        self._deaf = False  # receive() tells no more: middleware that has read the body gives it again and again
         self._streams = False  # the response comes in more than one block
         self._wanted: anyio.Event | None = None  # set once receive() may bring the body, if the client waits for a word
         self._server_error: BaseException | None = None  # out of send() or receive()
@@ -183,6 +213,7 @@ class _Cycle:
         self._response = WsgiResponse(self._scope["method"])
         self._place: Place | None = None
         self._body_read = False  # to its end
+        self._brought: deque[bytes] = deque()  # chunks that were brought before the app asked for them
         self._app_error: BaseException | None = None
 
     # -- The host: in the loop --------------------------------------------------------------------------------------
@@ -259,7 +290,7 @@ class _Cycle:
                         group.start_soon(self._give_place_back)
 
     def _needs_watch(self, items: deque[_Item]) -> bool:
-        if items[-1] is _Word.DONE:
+        if _Word.DONE in items:
             return False  # nothing is left to be stopped
         for item in items:
             if item is _Word.SLOW:
@@ -273,16 +304,19 @@ class _Cycle:
         return False
 
     async def _relay_watched(self) -> None:
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._watch)
-            await self._relay(group)
-            group.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._watch)
+                await self._relay(group)
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # out of send(), and no Exception: KeyboardInterrupt, say
 
     async def _watch(self) -> None:
         """Bring the body, then wait for the client to leave. Alone calls receive() while it lives."""
         if self._wanted is not None:
             await self._wanted.wait()
-        while not self._gone:
+        while not self._gone and not self._deaf:
             if not self._body_complete:
                 await self._inlet.room()
             await self._receive_chunk()
@@ -293,11 +327,16 @@ class _Cycle:
             kind = message["type"]
             if kind == "http.disconnect":
                 self._hang_up()
-            elif kind == "http.request" and not self._body_complete:
+            elif kind != "http.request":
+                raise ProtocolError(f"receive() expected 'http.request' or 'http.disconnect', got {shown(kind)}")
+            elif not self._body_complete:
                 self._take_chunk(message.get("body", b""), message.get("more_body", False))
             else:
-                raise ProtocolError(f"receive() expected 'http.disconnect', got {shown(kind)}")
-        except Exception as error:
+                self._deaf = True
+        except BaseException as error:
+            if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit)):
+                raise
+            # Whatever else it is, the host raises it: SystemExit out of the watch's task would end the whole loop.
             self._server_error = error
             self._hang_up()
 
@@ -310,7 +349,7 @@ class _Cycle:
         if not more_body:
             self._body_complete = True
             if self._expected:
-                self._hang_up()  # the rest will never come: the read that wants it must not take this for the end
+                self._inlet.close()  # the rest will never come: the read that wants it must not take this for the end
             else:
                 self._inlet.put(b"")
 
@@ -320,7 +359,7 @@ class _Cycle:
                 if self._gone:
                     return
                 await self._send(message)
-                if self._wanted is not None:
+                if self._wanted is not None and message["type"] != "http.response.early_hint":
                     self._wanted.set()  # the answer has begun, and no word will be sent before it any more
         except OSError:
             self._hang_up()
@@ -373,21 +412,26 @@ class _Cycle:
 
     # -- The worker: in its thread ------------------------------------------------------------------------------------
 
-    def _work(self, place: Place) -> None:
+    def _work(self, place: Place | None) -> None:
         if not self._claim.acquire(blocking=False):
             return  # the client left before its turn came
         self._place = place
         try:
+            if place is None:
+                raise RuntimeError("no thread can be started for the app")
             self._app_context.run(self._run_app)
         except BaseException as error:
             self._app_error = error
+        SyncToAsync.threadlocal.main_event_loop = None  # an idle thread keeps neither a loop nor a request
         self._outlet.put_last(_Word.DONE)
 
     def _run_app(self) -> None:
-        # Where asgiref's async_to_sync finds the server's loop; sync_to_async leaves the same in its threads.
-        if isinstance(self._door.native, asyncio.AbstractEventLoop):
-            SyncToAsync.threadlocal.main_event_loop = self._door.native
-            SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
+        # Where asgiref's async_to_sync finds the server's loop; sync_to_async leaves the same in its threads. It knows
+        # asyncio alone: under trio it makes a loop of its own, rather than take that of this thread's former request.
+        loop = self._door.native
+        known = isinstance(loop, asyncio.AbstractEventLoop)
+        SyncToAsync.threadlocal.main_event_loop = _LoopForAsgiref(loop, self._bring_body) if known else None
+        SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
         # The environ holds us by wsgi.input: let go of it, so that no request has to wait for the garbage collector.
         environ, self._environ = self._environ, {}
         result = self._app(environ, self._start_response)
@@ -404,7 +448,8 @@ class _Cycle:
         if isinstance(result, FileWrapper) and self._offers("http.response.pathsend"):
             path = sendable_path(result.filelike, response.declared)
             if path is not None and response.state is State.STARTED and not response.bodiless:
-                self._put(response.file(path))
+                # No room is left beside it, so that close(), which may remove the file, waits until it was sent.
+                self._put(response.file(path), WINDOW + 1)
                 return
         try:
             blocks = iter(result)
@@ -414,7 +459,8 @@ class _Cycle:
         for block in blocks:
             messages = response.block(block, last=only)
             if messages:
-                self._put(messages, len(block))
+                # Behind the last block nothing comes, so nothing has to wait for it, and the thread is free.
+                self._put(messages, len(block) if response.state is State.BODY else 0)
                 if response.bodiless:
                     return
         messages = response.end()
@@ -432,17 +478,35 @@ class _Cycle:
 
     def _next_chunk(self) -> bytes:
         """The next of the body's bytes, for ``wsgi.input``."""
+        if self._brought:
+            return self._brought.popleft()
         if self._body_read:
             return b""
         try:
             chunk = self._inlet.get_nowait()
             if chunk is None:
+                if threading.get_ident() == self._door.thread:
+                    raise ProtocolError(
+                        f"the app read wsgi.input in the event loop, where more than the first {BROUGHT} bytes of a body"
+                        " cannot be waited for: read it before async code is called"
+                    )
                 self._outlet.put(_Word.READ)
                 chunk = self._inlet.get()
         except Closed:
             raise ClientDisconnected("the client left before the whole body was read") from None
         self._body_read = not chunk
         return chunk
+
+    def _bring_body(self) -> None:
+        """Bring what can be brought of the body, before code of the app runs in the loop and might read it there."""
+        brought = deque(self._brought)
+        self._brought.clear()
+        try:
+            while not self._body_read and sum(map(len, brought)) < BROUGHT:
+                brought.append(self._next_chunk())
+        except ClientDisconnected:
+            pass  # the app hears it when it reads that far
+        self._brought = brought
 
     # -- What the app calls -------------------------------------------------------------------------------------------
 

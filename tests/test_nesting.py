@@ -1,0 +1,53 @@
+"""How one world's request rides in the other's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bridge.nesting import ENVIRON, SCOPE, outer_environ, outer_scope, server_keys
+
+OUTER: dict[str, Any] = {"REQUEST_METHOD": "GET"}
+
+
+@pytest.mark.parametrize(
+    ("scope", "environ"),
+    [
+        ({}, None),
+        ({"extensions": None}, None),
+        ({"extensions": {}}, None),
+        ({"extensions": {"http.response.pathsend": {}}}, None),
+        ({"extensions": {ENVIRON: OUTER}}, OUTER),
+    ],
+)
+def test_a_scope_tells_the_environ_that_it_comes_from(scope: dict[str, Any], environ: dict[str, Any] | None) -> None:
+    """[A2], [C1]"""
+    assert outer_environ(scope) is environ
+
+
+@pytest.mark.parametrize(("environ", "scope"), [({}, None), ({SCOPE: OUTER}, OUTER)])
+def test_an_environ_tells_the_scope_that_it_comes_from(environ: dict[str, Any], scope: dict[str, Any] | None) -> None:
+    """[W6], [C2]"""
+    assert outer_scope(environ) is scope
+
+
+def test_the_servers_own_keys_are_all_but_the_request() -> None:
+    """[C1]"""
+    own = {
+        "REMOTE_USER": "me",
+        "SSL_CLIENT_CERT": "...",
+        "mod_wsgi.version": (6, 0),
+        "wsgi.errors": object(),
+        "wsgi.multithread": False,
+        "wsgi.file_wrapper": object,
+        "gunicorn.socket": object(),
+        "HOME": "/root",
+    }
+    request: dict[str, object] = dict.fromkeys(
+        "CONTENT_LENGTH CONTENT_TYPE HTTPS HTTP_HOST HTTP_X_USER PATH_INFO QUERY_STRING RAW_URI REMOTE_ADDR "
+        "REMOTE_PORT REQUEST_METHOD REQUEST_URI SCRIPT_NAME SERVER_NAME SERVER_PORT SERVER_PROTOCOL wsgi.input "
+        "wsgi.input_terminated wsgi.url_scheme".split(),
+        "x",
+    )
+    assert server_keys(request | own) == own
