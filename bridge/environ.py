@@ -59,7 +59,7 @@ def build_environ(scope: Mapping[str, Any], stream: BinaryIO) -> dict[str, Any]:
     if scheme == "https":
         environ["HTTPS"] = "on"
 
-    whole: dict[str, Any] = environ  # type: ignore[assignment]  # from here on not only text
+    whole: dict[str, Any] = environ  # from here on not only text
     whole["wsgi.version"] = (1, 0)
     whole["wsgi.url_scheme"] = scheme
     whole["wsgi.input"] = stream

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from bridge.errors import BadRequest, ProtocolError, shown
 
@@ -22,6 +22,8 @@ __all__ = [
     "to_cgi",
     "wire_bytes",
 ]
+
+Text = TypeVar("Text", str, bytes)
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailers transfer-encoding upgrade".split()
@@ -101,7 +103,7 @@ def from_cgi(environ: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
     HTTP_CONTENT_LENGTH are none either: some servers set them beside the true ones. An empty CONTENT_TYPE or
     CONTENT_LENGTH says that there is none (PEP 3333, "environ Variables").
     """
-    headers = []
+    headers: list[tuple[bytes, bytes]] = []
     for key, value in environ.items():
         try:
             name = _header_names[key]
@@ -171,15 +173,16 @@ def encode_headers(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     """
     if not isinstance(headers, list):
         raise ProtocolError(f"start_response() expected a list of headers, got {shown(headers)}")
-    encoded = []
+    encoded: list[tuple[bytes, bytes]] = []
     for header in headers:
         try:
             name, value = header
-            encoded_name = _encoded_names[name]
-        except KeyError:
-            encoded_name = _encode_name(name)
         except (TypeError, ValueError):
             raise ProtocolError(f"start_response() expected (name, value) of str, got {shown(header)}") from None
+        try:
+            encoded_name = _encoded_names[name]
+        except (KeyError, TypeError):
+            encoded_name = _encode_name(name)
         if not isinstance(value, str):
             raise ProtocolError(f"start_response() expected a str as value of {name!r}, got {shown(value)}")
         if not (value.isascii() and value.isprintable()):  # quick, and nearly always so
@@ -195,7 +198,7 @@ def decode_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, st
     Raises:
         ProtocolError: They are no (name, value), or a name or value cannot stand in a response.
     """
-    decoded = []
+    decoded: list[tuple[str, str]] = []
     try:
         headers = list(headers)
     except TypeError:
@@ -203,11 +206,12 @@ def decode_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, st
     for header in headers:
         try:
             name, value = header
-            decoded_name = _decoded_names[name]
-        except KeyError:
-            decoded_name = _decode_name(name)
         except (TypeError, ValueError):
             raise ProtocolError(f"send() expected (name, value) of bytes, got {shown(header)}") from None
+        try:
+            decoded_name = _decoded_names[name]
+        except (KeyError, TypeError):
+            decoded_name = _decode_name(name)
         if not isinstance(value, bytes):
             raise ProtocolError(f"send() expected bytes as value of {name!r}, got {shown(value)}")
         text = value.decode("latin-1")
@@ -218,16 +222,19 @@ def decode_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, st
     return decoded
 
 
-def declared_length(headers: Iterable[tuple[str | bytes, str | bytes]]) -> int | None:
+def declared_length(headers: Iterable[tuple[Text, Text]], name: Text) -> int | None:
     """The number of bytes that the headers of a response declare, or None.
+
+    Args:
+        name: ``content-length``, of the type that the headers are of.
 
     Raises:
         ProtocolError: A Content-Length is no plain decimal, or two of them differ.
     """
     length = None
-    for name, value in headers:
+    for header, value in headers:
         # The length comes first: it spares most headers the lowering.
-        if len(name) == 14 and name.lower() in (b"content-length", "content-length"):
+        if len(header) == 14 and header.lower() == name:
             try:
                 number = content_length(value)
             except BadRequest as error:

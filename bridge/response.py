@@ -10,16 +10,18 @@ import enum
 import http
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bridge.errors import ProtocolError, shown
 from bridge.headers import declared_length, decode_headers, encode_headers, is_bodiless
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from wsgiref.types import ExcInfo  # type: ignore[attr-defined]
+    from types import TracebackType
 
     from asgiref.typing import ASGISendEvent
+
+    ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 __all__ = ["AsgiResponse", "State", "WsgiResponse"]
 
@@ -94,7 +96,7 @@ class WsgiResponse:
             ProtocolError: A second start without exc_info, or a malformed status or header.
             BaseException: The error in ``exc_info``, where status and headers are out already.
         """
-        if exc_info:
+        if exc_info and exc_info[1] is not None:
             try:
                 if self.state not in (State.NOTHING, State.STARTED):
                     raise exc_info[1].with_traceback(exc_info[2])
@@ -102,10 +104,10 @@ class WsgiResponse:
                 exc_info = None  # a frame that holds its own traceback is a cycle
         elif self.state is not State.NOTHING:
             raise ProtocolError(f"start_response() was called a second time without exc_info, with {shown(status)}")
-        if not isinstance(status, str) or not _is_status(status):
+        if not (isinstance(status, str) and _is_status(status)):
             raise ProtocolError(f"start_response() expected a status like '404 Not Found', got {shown(status)}")
         encoded = encode_headers(headers)
-        declared = declared_length(encoded)
+        declared = declared_length(encoded, b"content-length")
         code = int(status[:3])
         self.bodiless = is_bodiless(self._method, code)
         self._length = _Length(declared, self.bodiless)
@@ -218,7 +220,7 @@ class AsgiResponse:
         if not isinstance(status, int) or not 200 <= status <= 999:
             raise ProtocolError(f"'http.response.start' expected an int from 200 to 999 as status, got {shown(status)}")
         headers = decode_headers(message.get("headers") or ())
-        declared = declared_length(headers)
+        declared = declared_length(headers, "content-length")
         status = int(status)  # of an HTTPStatus
         self.headers = headers
         self.status = _STATUS_LINES.get(status) or f"{status} Unknown"
@@ -235,7 +237,7 @@ class AsgiResponse:
             # Starlette's StreamingResponse sends memoryviews as they come.
             if not isinstance(body, (bytes, bytearray, memoryview)):
                 raise ProtocolError(f"'http.response.body' expected bytes as body, got {shown(body)}")
-            body = bytes(body)
+            body = bytes(cast("bytes", body))
         more_body = message.get("more_body", False)
         if more_body:
             self._length.add(len(body))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from bridge.headers import from_cgi, wire_bytes
@@ -54,7 +54,7 @@ def build_scope(environ: dict[str, Any]) -> HTTPScope:
         "headers": from_cgi(environ),
         "client": (client, _port(environ.get("REMOTE_PORT")) or 0) if client else None,
         "server": _server(environ, scheme),
-        "extensions": {ENVIRON: environ},
+        "extensions": {ENVIRON: cast("dict[object, object]", environ)},
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.body import PIECE, BodyReader, InputStream
+from bridge.body import PIECE, BodyReader, InputStream, WsgiInput
 from bridge.errors import BadRequest, ClientDisconnected
 
 if TYPE_CHECKING:
@@ -333,3 +333,15 @@ def test_a_content_length_that_is_no_plain_decimal_is_a_bad_request(length: str,
     """[A3]"""
     with pytest.raises(BadRequest, match="expected a plain decimal as Content-Length, got "):
         reader_of(stream, length, terminated=True)
+
+
+def test_the_input_costs_no_buffer_until_it_is_read() -> None:
+    chunks = iter([b"one\ntwo\n", b"three"])
+    stream = WsgiInput(lambda: next(chunks, b""))
+    assert stream._reader is None
+    assert stream.readline() == b"one\n"
+    assert stream.read(2) == b"tw"
+    assert list(stream) == [b"o\n", b"three"]
+    assert stream.read() == stream.read(5) == b""
+    with pytest.raises(AttributeError):
+        stream.nothing_that_a_file_has  # noqa: B018
