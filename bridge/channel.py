@@ -18,7 +18,7 @@ import anyio
 from anyio.lowlevel import current_token
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from anyio.lowlevel import EventLoopToken
 
@@ -187,7 +187,7 @@ class _TrioDoor(Door):
             await trio.sleep(delay)
             callback()
 
-        # Trio has no timers outside of tasks. A system task belongs to no request, and may outlive the one that began it.
+        # Trio has no timers outside of tasks. A system task belongs to no request, and may outlive it.
         trio.lowlevel.spawn_system_task(later, context=contextvars.Context())
 
 
@@ -215,7 +215,7 @@ def _make_door(loop: asyncio.AbstractEventLoop | None, former: Door | None) -> D
     return _AsyncioDoor(native) if native is loop else _TrioDoor(native)
 
 
-# -- The channels -------------------------------------------------------------------------------------------------------
+# -- The channels ------------------------------------------------------------------------------------------------------
 #
 # A channel has one thread at one end and one task at the other. `_mutex` guards what both ends touch: the items, their
 # size, whether an end sleeps, and whether the channel is closed. It is held for a few instructions and never while

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["Place", "Workers"]
 
 IDLE_SECONDS = 10.0
-"""How long a thread without work stays. trio's and anyio's threads stay for as long; the number is a guess there, too."""
+"""How long a thread without work stays. trio's and anyio's threads stay as long; the number is a guess there, too."""
 
 _numbers = itertools.count(1)
 
 
 # -- Theory -----------------------------------------------------------------------------------------------------------
 #
-# A job is a callable that gets the Place it runs in. Jobs wait in the backlog and begin in the order in which they came,
-# at most `threads` of them at once; one that streams for long may move from its place among the threads to one among the
-# streams, so that the next job can begin. Where no thread can be started and there is none, nobody may ever come to the
-# backlog: then all that wait there get None for a Place, which tells them to give up, from whoever found that out.
+# A job is a callable that gets the Place it runs in. Jobs wait in the backlog and begin in the order in which they
+# came, at most `threads` of them at once; one that streams for long may move from its place among the threads to one
+# among the streams, so that the next job can begin. Where no thread can be started and there is none, nobody may ever
+# come to the backlog: then all that wait there get None for a Place, which tells them to give up.
 #
 # At most one thread at a time is on its way to the backlog (`_coming`). It takes the first job, and then calls the next
 # thread if a job and a place are left. So of many jobs that come at once and are short, the threads that already run do
@@ -154,13 +154,14 @@ class Workers:
                 daemon=True,
             ).start()
         except RuntimeError:  # can't start new thread
+            jobs: deque[Job] = deque()
             with self._mutex:
                 self._coming = False
-                self._alive -= 1
-                if not self._alive:
-                    self._backlog.clear()
-                    raise
-                # One of those there are takes the job at the end of its own.
+                self._leave()
+                if not self._alive:  # else one of those there are takes the job at the end of its own
+                    jobs, self._backlog = self._backlog, jobs
+            for job in jobs:
+                job(None)
 
     def _take(self) -> _Step:
         """Come to the backlog."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import enum
-import io
 import os
 import threading
 from collections import deque
@@ -16,7 +15,7 @@ import anyio
 import anyio.to_thread
 from asgiref.sync import SyncToAsync
 
-from bridge.body import InputStream
+from bridge.body import WsgiInput
 from bridge.channel import Closed, ToLoop, ToThread, current_door
 from bridge.environ import build_environ
 from bridge.errors import BadRequest, ClientDisconnected, ProtocolError, UnsupportedScope, shown
@@ -26,9 +25,9 @@ from bridge.response import State, WsgiResponse
 from bridge.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, MutableMapping
     from contextlib import AbstractAsyncContextManager
-    from typing import BinaryIO
+    from typing import BinaryIO, TypeAlias
     from wsgiref.types import WSGIApplication
 
     from anyio.abc import TaskGroup
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
 
     from bridge.workers import Place
 
-    ExcInfo = tuple[type[BaseException], BaseException, Any]
-    _Item = "_Word | tuple[tuple[ASGISendEvent, ...], int]"
+    _Item: TypeAlias = "_Word | tuple[tuple[ASGISendEvent, ...], int]"
     LifespanFactory = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
 __all__ = ["WsgiToAsgi"]
@@ -110,7 +108,7 @@ class WsgiToAsgi:
             )
 
     @contextlib.asynccontextmanager
-    async def _live(self) -> AsyncIterator[Mapping[str, Any] | None]:
+    async def _live(self) -> AsyncGenerator[Mapping[str, Any] | None]:
         async with contextlib.AsyncExitStack() as stack:
             state = await stack.enter_async_context(self._lifespan(self)) if self._lifespan else None
             # Left first: the requests in flight still have what the lifespan made.
@@ -172,8 +170,8 @@ class _LoopForAsgiref:
 # that whatever the worker waits for or does next raises, and the host waits on for DONE. If the host is cancelled, it
 # hangs up and goes at once; the worker then ends by itself.
 #
-# `_claim` is locked by the one who decides whether the app is called: the worker, when its turn comes, or the host, when
-# the client has left before.
+# `_claim` is locked by the one who decides whether the app is called: the worker, when its turn comes, or the host,
+# when the client has left before.
 
 
 class _Cycle:
@@ -238,7 +236,7 @@ class _Cycle:
         self._raise_error()
 
     def _build_environ(self) -> dict[str, Any]:
-        stream = io.BufferedReader(InputStream(self._next_chunk))
+        stream = WsgiInput(self._next_chunk)
         environ = build_environ(self._scope, cast("BinaryIO", stream))
         environ["asgi.event_loop_token"] = self._door.token
         environ["waitress.client_disconnected"] = self._is_gone
@@ -299,7 +297,7 @@ class _Cycle:
                 # In pieces, or big enough to be sent in pieces: then it is brought ahead of the reads. hypercorn ends
                 # every body by an empty message, which is no piece.
                 return self._expected != 0 if self._body_begun else (self._expected or 0) > INPUT_WINDOW
-            if item[0][-1].get("more_body"):
+            if item is not _Word.DONE and item[0][-1].get("more_body"):
                 return True
         return False
 
@@ -323,7 +321,7 @@ class _Cycle:
 
     async def _receive_chunk(self) -> None:
         try:
-            message = await self._receive()
+            message: Any = await self._receive()
             kind = message["type"]
             if kind == "http.disconnect":
                 self._hang_up()
@@ -359,7 +357,8 @@ class _Cycle:
                 if self._gone:
                     return
                 await self._send(message)
-                if self._wanted is not None and message["type"] != "http.response.early_hint":
+                kind: str = message["type"]
+                if self._wanted is not None and kind != "http.response.early_hint":
                     self._wanted.set()  # the answer has begun, and no word will be sent before it any more
         except OSError:
             self._hang_up()
@@ -487,8 +486,8 @@ class _Cycle:
             if chunk is None:
                 if threading.get_ident() == self._door.thread:
                     raise ProtocolError(
-                        f"the app read wsgi.input in the event loop, where more than the first {BROUGHT} bytes of a body"
-                        " cannot be waited for: read it before async code is called"
+                        f"the app read wsgi.input in the event loop, where no more than {BROUGHT} bytes can be had,"
+                        " for nothing can be waited for: read it before async code is called"
                     )
                 self._outlet.put(_Word.READ)
                 chunk = self._inlet.get()
@@ -511,7 +510,7 @@ class _Cycle:
     # -- What the app calls -------------------------------------------------------------------------------------------
 
     def _start_response(
-        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
         self._response.start(status, headers, exc_info)
         return self._write
@@ -524,7 +523,8 @@ class _Cycle:
     def _send_early_hints(self, links: Iterable[tuple[str, str]]) -> None:
         """``wsgi.early_hints``: takes (name, value) pairs, of which the Link headers go out (gunicorn's convention)."""
         values = [value.encode("latin-1") for name, value in links if name.lower() == "link"]
-        self._put(({"type": "http.response.early_hint", "links": values},))  # type: ignore[typeddict-item]
+        message: Any = {"type": "http.response.early_hint", "links": values}
+        self._put((message,))
 
     def _is_gone(self) -> bool:
         """``waitress.client_disconnected``: whether the client has left."""
