@@ -285,11 +285,11 @@ class ToLoop(Generic[T]):
             if self._closed:
                 raise Closed
 
-    def put_last(self, item: T) -> None:
-        """Hand over the last item; whether the channel is closed or not. For the thread, which never waits here."""
+    def put_last(self, *items: T) -> None:
+        """Hand over the last items; whether the channel is closed or not. For the thread, which never waits here."""
         with self._mutex:
             self._closed = True
-            self._items.append(item)
+            self._items.extend(items)
             sleeper, self._sleeper = self._sleeper, None
         if sleeper is not None:
             with contextlib.suppress(Closed):  # then nobody is there to get it

@@ -6,12 +6,17 @@ import asyncio
 import contextlib
 import itertools
 import os
+import queue
 import threading
+import time
 import weakref
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
+
+T = TypeVar("T")
 
 __all__ = ["LoopPool", "Turn", "TurnedLoop"]
 
@@ -20,7 +25,8 @@ WATCH_SECONDS = 0.005
 are late by no more; asyncio's own are late by a millisecond or two."""
 
 CANCEL_SECONDS = 5.0
-"""How long tasks may go on after they were cancelled because their loop is closed. Guessed; those that do are left."""
+"""How long tasks may go on after they were cancelled because their loop is closed, and threads after them. Guessed;
+those that do are left."""
 
 POOLED_LOOPS = 64
 """Loops that one pool keeps. Each holds three file descriptors."""
@@ -55,11 +61,14 @@ _numbers = itertools.count(1)
 #
 # Exceptions out of run_forever(): KeyboardInterrupt and SystemExit out of a signal's handler, which runs in the main
 # thread in the middle of whatever it does. The leader steps down all the same; the loop has lost at most the callback in
-# which it was.
+# which it was. In other threads only a task or a callback of the loop can have raised them: no reason to end the thread
+# that happens to lead, nor the keeper.
 #
 # Fork: the child has none of the threads, and must not touch the loop: it shares its selector with the parent's. It drops
-# the loop unclosed, and makes a new one when it needs one.
+# the loop unclosed, with its tasks, and makes a new one when it needs one.
 # Exit: keepers and the watch are daemons; `close` ends what a loop still runs.
+#
+# The garbage collector may run in the middle of any of this, under any lock: no finalizer may call in here.
 
 
 class Turn:
@@ -107,7 +116,8 @@ class TurnedLoop:
     def __init__(self, factory: Callable[[], asyncio.AbstractEventLoop], needs_keeper: bool) -> None:
         self.native = factory()
         self.needs_keeper = needs_keeper
-        self.handovers = 0
+        self._executor = _Executor()
+        self.native.set_default_executor(self._executor)
         self._mutex = threading.Lock()
         self._leader: Turn | None = None
         self._followers: list[Turn] = []
@@ -115,7 +125,8 @@ class TurnedLoop:
         self._watched = False
         self._left = 0  # how often a leader has left the loop alone
         self._left_before = 0  # at the watch's last look
-        self._closed = False
+        self._closed = False  # somebody closes it, or has
+        self._over = False  # the event loop is closed
         _every.add(self)
 
     # -- Waiting ----------------------------------------------------------------------------------------------------
@@ -126,12 +137,23 @@ class TurnedLoop:
         Args:
             callback: Run in the loop first. It sees the caller's context.
         """
-        if self._take(turn, callback):
-            try:
+        try:
+            if self._take(turn, callback):
                 while not turn.told:
-                    self.native.run_forever()
-            finally:
+                    self._run()
+        finally:
+            if self._leader is turn:  # nobody makes us the leader any more: we are no follower
                 self._step_down()
+
+    def keep(self) -> None:
+        """Have the loop run from now on also while nobody waits for it."""
+        if not self.needs_keeper:
+            with self._mutex:
+                self.needs_keeper = True
+                watch = self._leader is None and not self._watched
+                self._watched = self._watched or watch
+            if watch:
+                _watch.add(self)
 
     def tell(self, turn: Turn) -> None:
         """Say that what a turn waits for has happened. From within the loop only."""
@@ -157,33 +179,28 @@ class TurnedLoop:
 
     def _take(self, turn: Turn, callback: Callable[[], object] | None) -> bool:
         """Become the leader: True; or wait as a follower until the turn was told: False."""
-        leads = turn.leads = asyncio._get_running_loop() is None
+        running = asyncio._get_running_loop()
+        turn.leads = running is None
+        if running is not None and running is self.native:
+            raise RuntimeError("an event loop cannot be waited for by what runs in it")
         keeper = None
         asks = False
         with self._mutex:
-            if self._leader is None and leads:
+            if self._over:
+                raise RuntimeError("the event loop is closed")
+            if self._leader is None and turn.leads:
                 self._leader = turn
             else:
                 turn._prepare()
                 self._followers.append(turn)
                 if self._leader is None:
                     keeper = self._leader = self._get_keeper()
-                asks = leads and self._leader is self._keeper
-        if self._leader is turn:
+                asks = turn.leads and self._leader is self._keeper
+        if self._leader is turn:  # at once, or handed over in this very moment
             if callback is not None:
-                try:
-                    callback()  # as good as call_soon: nobody else runs the loop
-                except BaseException:
-                    self._step_down()
-                    raise
+                callback()  # as good as call_soon: nobody else runs the loop
             return True
-        if keeper is not None:
-            keeper._wake()
-        if asks:
-            self.native.call_soon_threadsafe(self._arrive, callback)
-        elif callback is not None:
-            self.native.call_soon_threadsafe(callback)
-        return self._follow(turn)
+        return self._follow(turn, callback, keeper, asks)
 
     def _arrive(self, callback: Callable[[], object] | None) -> None:
         if callback is not None:
@@ -191,22 +208,37 @@ class TurnedLoop:
         if self._keeper is not None:
             self.tell(self._keeper)
 
-    def _follow(self, turn: Turn) -> bool:
+    def _follow(self, turn: Turn, callback: Callable[[], object] | None, keeper: Turn | None, asks: bool) -> bool:
         try:
+            if keeper is not None:
+                keeper._wake()
+            if asks:
+                self.native.call_soon_threadsafe(self._arrive, callback)
+            elif callback is not None:
+                self.native.call_soon_threadsafe(callback)
             while True:
                 with self._mutex:
                     if turn.told or self._leader is turn:
-                        break
+                        return not turn.told
+                    if self._over:
+                        raise RuntimeError("the event loop was closed before it came to what was waited for")
                 turn._sleep()
         finally:
             # Also where a signal's handler raises. The loop may have been handed to us at this very moment.
             with self._mutex:
-                led = self._leader is turn
-                if not led:
+                if turn in self._followers:
                     self._followers.remove(turn)
-            if led and turn.told:
-                self._step_down()
-        return not turn.told
+
+    def _run(self) -> None:
+        """Run the loop until it is told to stop."""
+        try:
+            self.native.run_forever()
+        except (KeyboardInterrupt, SystemExit) as error:
+            if threading.current_thread() is threading.main_thread():
+                raise
+            self.native.call_exception_handler(
+                {"message": "a task or a callback tried to end the thread in which it was run", "exception": error}
+            )
 
     def _step_down(self) -> None:
         watch = False
@@ -224,12 +256,13 @@ class TurnedLoop:
 
     def _choose_heir(self) -> Turn | None:
         """Who shall lead next. Under the mutex."""
+        if self._over:
+            return None
         waits = False
         for turn in self._followers:
             if not turn.told:
                 if turn.leads:
                     self._followers.remove(turn)
-                    self.handovers += 1
                     return turn
                 waits = True
         return self._get_keeper() if waits else None
@@ -239,32 +272,34 @@ class TurnedLoop:
     def _get_keeper(self) -> Turn:
         """The keeper's turn; its thread is started with it. Under the mutex."""
         if self._keeper is None:
-            self._keeper = Turn()
-            self._keeper._prepare()
-            threading.Thread(target=self._keep, name=f"bridge-keeper-{next(_numbers)}", daemon=True).start()
+            keeper = Turn()
+            keeper._prepare()
+            name = f"bridge-keeper-{next(_numbers)}"
+            threading.Thread(target=self._keep, args=(keeper,), name=name, daemon=True).start()
+            self._keeper = keeper
         return self._keeper
 
-    def _keep(self) -> None:
+    def _keep(self, keeper: Turn) -> None:
         """The keeper's life: sleep, lead until the loop is wanted, step down."""
-        keeper = self._keeper
-        assert keeper is not None
-        while not self._closed:
+        while True:
             keeper._sleep()
-            if self._leader is not keeper:
-                continue
-            while True:
-                while not keeper.told:
-                    self.native.run_forever()
-                keeper.told = False
-                with self._mutex:
-                    heir = self._choose_heir()
-                    if heir is None and not self._closed:
-                        continue  # who wanted the loop has got what it waited for
-                    if heir is not keeper:
-                        self._leader = heir
-                        break
-            if heir is not None:
-                heir._wake()
+            if self._leader is keeper:
+                self._lead_until_wanted(keeper)
+            elif self._closed:
+                return
+
+    def _lead_until_wanted(self, keeper: Turn) -> None:
+        while True:
+            while not keeper.told:
+                self._run()
+            keeper.told = False
+            with self._mutex:
+                heir = self._choose_heir()
+                if heir is not None and heir is not keeper:
+                    self._leader = heir
+                    break
+            # Who wanted the loop has got what it waited for already.
+        heir._wake()
 
     def tend(self) -> bool:
         """Have the keeper lead if nobody has since the last look. From the watch only.
@@ -279,8 +314,11 @@ class TurnedLoop:
             if self._leader is not None or self._left != self._left_before:
                 self._left_before = self._left
                 return True
+            try:
+                keeper = self._leader = self._get_keeper()
+            except RuntimeError:  # can't start new thread
+                return True
             self._watched = False
-            keeper = self._leader = self._get_keeper()
         keeper._wake()
         return False
 
@@ -289,63 +327,113 @@ class TurnedLoop:
     @contextlib.contextmanager
     def _led(self) -> Iterator[None]:
         """Lead the loop as soon as it can be had, to run it otherwise than by turns."""
-        self._take(Turn(), None)
+        turn = Turn()
         try:
+            self._take(turn, None)
             yield
         finally:
-            self._step_down()
+            if self._leader is turn:
+                self._step_down()
 
-    def cancel_leftovers(self) -> None:
-        """Cancel what tasks there are, as ``asyncio.run`` does, and wait for their end."""
-        tasks = asyncio.all_tasks(self.native)
-        if tasks:
-            with self._led():
-                self.native.run_until_complete(_cancel(tasks))
+    def _finish(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end, as the leader. A stop that comes late would break run_until_complete()."""
+        task = self.native.create_task(coroutine)
+        task.add_done_callback(lambda _: self.native.stop())
+        while not task.done():
+            self._run()
+        return task.result()
+
+    def clear(self) -> bool:
+        """End what a request has left: cancel its tasks, let go the threads of its executor, call off the keeper.
+
+        Returns:
+            Whether nothing is left.
+        """
+        self.needs_keeper = False
+        if self._executor.used:
+            self._executor.shutdown(wait=False)
+            self._executor = _Executor()
+            self.native.set_default_executor(self._executor)
+        if self._leader is None and not asyncio.all_tasks(self.native):
+            return True
+        if asyncio._get_running_loop() is not None:
+            return _in_thread(self.clear)
+        with self._led():
+            tasks = asyncio.all_tasks(self.native)
+            return not tasks or self._finish(_cancel(tasks))
 
     def close(self) -> None:
         """End all tasks, asynchronous generators and executor threads of the loop, and close it. Twice is once."""
-        if asyncio._get_running_loop() is not None:
-            closer = threading.Thread(target=self.close, name="bridge-closer")
-            closer.start()
-            closer.join()
+        running = asyncio._get_running_loop()
+        if running is not None:
+            _in_thread(self.close, wait=running is not self.native)
             return
         with self._mutex:
             if self._closed:
                 return
             self._closed = True
         with self._led():
-            native = self.native
-            if not native.is_closed():
-                native.run_until_complete(_cancel(asyncio.all_tasks(native)))
-                native.run_until_complete(native.shutdown_asyncgens())
-                native.run_until_complete(native.shutdown_default_executor())
-                native.close()
-        if self._keeper is not None:
-            self._keeper._wake()  # to find the loop closed
+            try:
+                self._finish(_cancel(asyncio.all_tasks(self.native)))
+                self._finish(self.native.shutdown_asyncgens())
+                if self._executor.used:
+                    _in_thread(self._executor.shutdown, CANCEL_SECONDS)
+            finally:
+                self.native.close()
+                with self._mutex:
+                    self._over = True
+                    waiters = [*self._followers, self._keeper] if self._keeper else self._followers
+                    for turn in waiters:
+                        turn._wake()  # to find the loop closed
 
     def _drop_after_fork(self) -> None:
         # The loop would unregister its descriptors from a selector that the parent uses, too; it must never be closed,
         # and never be missed. Its finalizer asks is_closed().
         with contextlib.suppress(AttributeError):
             self.native.is_closed = lambda: True  # type: ignore[method-assign]
-        _orphans.append(self.native)
-        self._closed = True
+        tasks = asyncio.all_tasks(self.native)
+        for task in tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # the child's exit destroys it: no mistake
+        _orphans.append((self.native, tasks))
+        self._closed = self._over = True
         self._mutex = threading.Lock()
         self._leader = self._keeper = None
         self._followers = []
 
 
-async def _cancel(tasks: set[asyncio.Task[object]]) -> None:
-    tasks = tasks - {asyncio.current_task()}  # type: ignore[arg-type]
+class _Executor(ThreadPoolExecutor):
+    """A loop's default executor, which knows whether it has threads to be ended."""
+
+    used = False
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        self.used = True
+        return super().submit(*args, **kwargs)
+
+
+async def _cancel(tasks: set[asyncio.Task[Any]]) -> bool:
+    """Cancel tasks, and wait for their end, which they may refuse: then False."""
     for task in tasks:
         task.cancel()
-    if tasks:
-        done, _ = await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
-        for task in done:
-            if not task.cancelled() and task.exception() is not None:
-                asyncio.get_running_loop().call_exception_handler(
-                    {"message": "a task failed when it was cancelled", "exception": task.exception(), "task": task}
-                )
+    if not tasks:
+        return True
+    done, pending = await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+    for task in done:
+        if not task.cancelled() and task.exception() is not None:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a task failed when it was cancelled", "exception": task.exception(), "task": task}
+            )
+    return not pending
+
+
+def _in_thread(func: Callable[[], T], timeout: float | None = None, wait: bool = True) -> T:
+    """Call a function in a thread in which no loop runs."""
+    results: list[T] = []
+    thread = threading.Thread(target=lambda: results.append(func()), name="bridge-closer", daemon=True)
+    thread.start()
+    if wait:
+        thread.join(timeout)
+    return results[0] if results else None  # type: ignore[return-value]
 
 
 class LoopPool:
@@ -358,6 +446,7 @@ class LoopPool:
     def __init__(self, factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
         self._factory = factory
         self._loops: list[TurnedLoop] = []
+        self._closed = False
 
     def take(self) -> TurnedLoop:
         """A loop that nobody else has."""
@@ -370,57 +459,52 @@ class LoopPool:
                 return loop
 
     def give_back(self, loop: TurnedLoop) -> None:
-        """Take a loop back, without the tasks that are left on it."""
-        loop.needs_keeper = False
-        loop.cancel_leftovers()
-        if len(self._loops) < POOLED_LOOPS:
+        """Take a loop back, without what is left on it."""
+        if loop.clear() and not self._closed and len(self._loops) < POOLED_LOOPS:
             self._loops.append(loop)
+            if self._closed:  # at this very moment: then close() may have missed it
+                self.close()
         else:
             loop.close()
 
     def close(self) -> None:
-        """Close the loops that are here."""
+        """Close the loops that are here, and from now on those that are given back."""
+        self._closed = True
         while self._loops:
-            self._loops.pop().close()
+            with contextlib.suppress(IndexError):  # two close at once
+                self._loops.pop().close()
 
 
 class _Watch:
     """The one thread of the process that looks after loops which were left alone."""
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._loops: list[TurnedLoop] = []
-        self._bell = threading.Event()
+        self._newcomers: queue.SimpleQueue[TurnedLoop] = queue.SimpleQueue()
         self._started = False
+        self._mutex = threading.Lock()  # guards the start
 
     def add(self, loop: TurnedLoop) -> None:
-        with self._mutex:
-            self._loops.append(loop)
-            starts, self._started = not self._started, True
-        if starts:
-            threading.Thread(target=self._run, name="bridge-watch", daemon=True).start()
-        self._bell.set()
+        self._newcomers.put(loop)
+        if not self._started:
+            with self._mutex:
+                if not self._started:
+                    threading.Thread(target=self._watch, name="bridge-watch", daemon=True).start()
+                    self._started = True
 
-    def _run(self) -> None:
+    def _watch(self) -> None:
         while True:
-            self._bell.wait()
-            self._bell.clear()
-            while self._loops:
-                # Nobody sets this: it is a sleep that holds no loop alive for longer than it lasts.
-                threading.Event().wait(WATCH_SECONDS)
-                self._look()
-
-    def _look(self) -> None:
-        with self._mutex:
-            loops, self._loops = self._loops, []
-        again = [loop for loop in loops if loop.tend()]
-        with self._mutex:
-            self._loops += again
+            loops = [self._newcomers.get()]
+            while loops:
+                time.sleep(WATCH_SECONDS)
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        loops.append(self._newcomers.get_nowait())
+                loops = [loop for loop in loops if loop.tend()]
 
 
 _watch = _Watch()
 _every: weakref.WeakSet[TurnedLoop] = weakref.WeakSet()
-_orphans: list[asyncio.AbstractEventLoop] = []
+_orphans: list[tuple[asyncio.AbstractEventLoop, set[asyncio.Task[Any]]]] = []
 
 
 def _after_fork() -> None:

@@ -212,6 +212,7 @@ class _Cycle:
         self._place: Place | None = None
         self._body_read = False  # to its end
         self._brought: deque[bytes] = deque()  # chunks that were brought before the app asked for them
+        self._last_item: _Item | None = None  # to be put together with DONE
         self._app_error: BaseException | None = None
 
     # -- The host: in the loop --------------------------------------------------------------------------------------
@@ -422,7 +423,10 @@ class _Cycle:
         except BaseException as error:
             self._app_error = error
         SyncToAsync.threadlocal.main_event_loop = None  # an idle thread keeps neither a loop nor a request
-        self._outlet.put_last(_Word.DONE)
+        if self._last_item is None:
+            self._outlet.put_last(_Word.DONE)
+        else:
+            self._outlet.put_last(self._last_item, _Word.DONE)
 
     def _run_app(self) -> None:
         # Where asgiref's async_to_sync finds the server's loop; sync_to_async leaves the same in its threads. It knows
@@ -444,6 +448,10 @@ class _Cycle:
 
     def _give_body(self, result: Iterable[bytes]) -> None:
         response = self._response
+        if type(result) in (list, tuple) and len(cast("list[bytes]", result)) == 1:
+            # The common answer: one block, no close(), and nothing left to do. It crosses together with the end.
+            self._last_item = response.block(cast("list[bytes]", result)[0], last=True), 0
+            return
         if isinstance(result, FileWrapper) and self._offers("http.response.pathsend"):
             path = sendable_path(result.filelike, response.declared)
             if path is not None and response.state is State.STARTED and not response.bodiless:
@@ -454,9 +462,8 @@ class _Cycle:
             blocks = iter(result)
         except TypeError:
             raise ProtocolError(f"the app expected to return an iterable of bytes, returned {shown(result)}") from None
-        only = type(result) in (list, tuple) and len(cast("list[bytes]", result)) == 1
         for block in blocks:
-            messages = response.block(block, last=only)
+            messages = response.block(block)
             if messages:
                 # Behind the last block nothing comes, so nothing has to wait for it, and the thread is free.
                 self._put(messages, len(block) if response.state is State.BODY else 0)
