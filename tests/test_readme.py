@@ -66,9 +66,11 @@ async def test_the_wsgi_example_answers() -> None:
 
 
 def test_the_asgi_example_answers() -> None:
-    with run(BLOCKS[1])["application"] as application:
-        with httpx.Client(transport=httpx.WSGITransport(application), base_url="http://testserver") as client:
-            assert client.get("/").json() == "a FastAPI site"
+    with (
+        run(BLOCKS[1])["application"] as application,
+        httpx.Client(transport=httpx.WSGITransport(application)) as client,
+    ):
+        assert client.get("http://testserver/").json() == "a FastAPI site"
 
 
 def block_with(word: str) -> str:
