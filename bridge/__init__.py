@@ -1,7 +1,6 @@
 """Run a WSGI app under ASGI, and an ASGI app under WSGI.
 
-    application = WsgiToAsgi(flask_app)     # in asgi.py
-    application = AsgiToWsgi(fastapi_app)   # in wsgi.py
+In asgi.py, ``application = WsgiToAsgi(flask_app)``; in wsgi.py, ``application = AsgiToWsgi(fastapi_app)``.
 """
 
 from bridge.asgi_to_wsgi import AsgiToWsgi

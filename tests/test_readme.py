@@ -74,8 +74,9 @@ def test_the_asgi_example_answers() -> None:
 
 
 def block_with(word: str) -> str:
-    (block,) = [block for block in BLOCKS if word in block]
-    return block
+    blocks: list[str] = [block for block in BLOCKS if word in block]
+    assert len(blocks) == 1
+    return blocks[0]
 
 
 async def test_asgi_middleware_around_a_wsgi_app() -> None:
