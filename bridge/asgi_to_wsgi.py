@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import errno
 import logging
 import os
+import select
+import socket
+import ssl
 import threading
+import time
 import types
 import weakref
 from collections import deque
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,13 +25,14 @@ from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from bridge.body import BodyReader
 from bridge.errors import BadRequest, ClientDisconnected, LifespanFailure, ProtocolError, shown
 from bridge.files import PathFile
+from bridge.headers import decode_headers
 from bridge.lifespan import Lifespan, Stage
 from bridge.loops import LoopPool, Turn, TurnedLoop
 from bridge.response import AsgiResponse, State
 from bridge.scope import build_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator
     from types import TracebackType
     from typing import Self
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -40,8 +47,20 @@ WINDOW = 64 * 1024
 GRACE_SECONDS = 1.0
 """How long an app that has lost its client may go on before it is cancelled."""
 
+PATIENCE_SECONDS = 5.0
+"""How long it may go on after that. Then the server's thread leaves it alone."""
+
+WAIT_SECONDS = 0.005
+"""How often a shutdown looks whether the requests in flight have ended."""
+
+EARLY_HINT = "http.response.early_hint"
+
+LOOK_SECONDS = 0.2
+"""How often a request that waits or streams looks whether its client is still there."""
+
 SHUTDOWN_SECONDS = 30.0
-"""How long an app's shutdown may take before it is given up: uvicorn's and gunicorn's grace."""
+"""How long the requests in flight may take to end, and then the app's shutdown, before they are given up: gunicorn's
+grace."""
 
 EXIT_SECONDS = 5.0
 """The same at the interpreter's exit, which servers wait for with less patience."""
@@ -54,12 +73,12 @@ class AsgiToWsgi:
 
     Args:
         app: The ASGI app: ``app(scope, receive, send)``.
-        loop: ``"shared"``: one event loop per process; what was made in one request works in the next. ``"request"``: one
-            for each request; apps that block inside ``async def`` hold up no others. ``"auto"``: shared for an app that
-            takes part in lifespan, else one for each request.
+        loop: ``"shared"``: one event loop per process; what was made in one request works in the next.
+            ``"request"``: one for each request; apps that block inside ``async def`` hold up no others. ``"auto"``:
+            shared for an app that takes part in lifespan, else one for each request.
         loop_factory: Makes event loops, as ``uvloop.new_event_loop`` does.
-        lifespan: ``"auto"``: an app that knows no lifespan is served all the same. ``"on"``: it must. ``"off"``: it is not
-            asked.
+        lifespan: ``"auto"``: an app that knows no lifespan is served all the same. ``"on"``: it must. ``"off"``: it
+            is not asked.
 
     Raises:
         TypeError: The app is not callable.
@@ -81,20 +100,19 @@ class AsgiToWsgi:
         if lifespan not in ("auto", "on", "off"):
             raise ValueError(f"lifespan expected 'auto', 'on' or 'off', got {lifespan!r}")
         self.app = app
-        self._life = _Life(app, loop, loop_factory, lifespan)
+        self._life = _Life(loop, loop_factory, lifespan)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request (PEP 3333).
 
         Raises:
             LifespanFailure: The app refused to start.
-            ProtocolError: The app broke the ASGI specification.
-            BaseException: Whatever the app raised before its response began, as itself.
+            ProtocolError: The app broke the ASGI specification, or raised what says something else in a server's
+                thread: CancelledError, GeneratorExit, StopIteration.
+            ClientDisconnected: The client left before the response began.
+            BaseException: Whatever else the app raised before its response began, as itself.
         """
-        life = self._life
-        if not life.started:
-            life.start()
-        return _Cycle(self, life, environ, start_response).begin()
+        return _Cycle(self, self._life, environ, start_response).begin()
 
     def startup(self) -> None:
         """Start the app now, and not at the first request.
@@ -102,10 +120,16 @@ class AsgiToWsgi:
         Raises:
             LifespanFailure: The app refused to start.
         """
-        self._life.start()
+        self._life.start(self.app)
 
     def close(self) -> None:
-        """Shut the app down, and give its loops and threads back. Twice is once; a later request starts it anew."""
+        """Shut the app down, and give its loops and threads back. Twice is once; a later request starts it anew.
+
+        Requests in flight and background work are waited for, for a bounded time.
+
+        Raises:
+            RuntimeError: The caller runs in one of the app's own loops, which would have to wait for itself.
+        """
         self._life.stop()
 
     def __enter__(self) -> Self:
@@ -117,11 +141,9 @@ class AsgiToWsgi:
 
     def __del__(self) -> None:
         life = getattr(self, "_life", None)
-        if life is None or not life.started:
-            return
-        if asyncio._get_running_loop() is None:
-            life.stop()
-        else:  # perhaps within our own loop, which could not be closed before we return
+        if life is not None and life.started:
+            # The garbage collector may have come in the middle of anything, our own loop and locks as well: so not
+            # here.
             with contextlib.suppress(RuntimeError):  # can't start new thread at interpreter shutdown
                 threading.Thread(target=life.stop, name="bridge-closer", daemon=True).start()
 
@@ -130,18 +152,22 @@ class _Life:
     """What an app has in this process: its lifespan and its loops.
 
     `_mutex` is held during startup and shutdown: threads that race for the first request wait for the one that starts.
+    A request enters without it: it says that it is there, then looks whether the app still lives; who stops the app
+    says that it does not, then looks who is there. So one of them sees the other.
+
+    A life that has started is held by this module, and with it its tasks, which loops hold weakly, and its loops: the
+    garbage collector would end them by force, together with a wrapper that was dropped. It knows neither the wrapper
+    nor, but for its lifespan, the app.
 
     Attributes:
         started: Whether requests can be served.
+        cycles: The requests in flight.
         shared: The process's loop for this app; None if each request has its own.
         pool: The loops for one request each.
-        state: What the app left at startup, None without a lifespan.
+        state: What the app left at startup.
     """
 
-    def __init__(
-        self, app: Any, loop: str, loop_factory: Callable[[], asyncio.AbstractEventLoop], lifespan: str
-    ) -> None:
-        self.app = app
+    def __init__(self, loop: str, loop_factory: Callable[[], asyncio.AbstractEventLoop], lifespan: str) -> None:
         self.loop_factory = loop_factory
         self._loop_wish = loop
         self._lifespan_wish = lifespan
@@ -151,30 +177,50 @@ class _Life:
     def reset(self) -> None:
         """Begin anew: at first, and in a child after a fork."""
         self.started = False
+        self.cycles: set[_Cycle] = set()
         self.shared: TurnedLoop | None = None
         self.pool = LoopPool(self.loop_factory)
-        self.state: dict[str, Any] | None = None
+        self.state: dict[str, Any] = {}
         self._home: TurnedLoop | None = None  # where the lifespan's task lives
         self._lifespan: Lifespan | None = None
         self._lifespan_task: asyncio.Task[None] | None = None  # loops hold their tasks weakly
         self._turn = Turn()
         self._mutex = threading.Lock()
 
-    def start(self) -> None:
+    def enter(self, cycle: _Cycle) -> TurnedLoop:
+        """Let a request in; the app is started for the first one.
+
+        Returns:
+            The loop that it is to use.
+        """
+        while True:
+            if not self.started:
+                self.start(cycle.owner.app)
+            self.cycles.add(cycle)
+            try:
+                if self.started:
+                    return self.shared or self.pool.take()
+            except BaseException:
+                self.cycles.discard(cycle)
+                raise
+            self.cycles.discard(cycle)
+
+    def start(self, app: Any) -> None:
         with self._mutex:
             if self.started:
                 return
             _register_exit()
             if self._lifespan_wish != "off":
-                self._start_lifespan()
+                self._start_lifespan(app)
             if self._loop_wish == "shared" or (self._loop_wish == "auto" and self._home is not None):
                 self.shared = self._home or TurnedLoop(self.loop_factory, needs_keeper=True)
             self.started = True
+            _started.add(self)
 
-    def _start_lifespan(self) -> None:
+    def _start_lifespan(self, app: Any) -> None:
         home = TurnedLoop(self.loop_factory, needs_keeper=True)
         turn = self._turn
-        lifespan = Lifespan(self.app, lambda: home.tell(turn))
+        lifespan = Lifespan(app, lambda: home.tell(turn))
 
         def begin() -> None:
             self._lifespan_task = home.native.create_task(lifespan.run())
@@ -185,7 +231,7 @@ class _Life:
         except BaseException:
             home.close()
             raise
-        if lifespan.stage is Stage.STARTED:
+        if lifespan.stage in (Stage.STARTED, Stage.STOPPED):  # it may have ended by itself, right after its word
             self._home, self._lifespan, self.state = home, lifespan, lifespan.state
             return
         home.close()
@@ -199,17 +245,31 @@ class _Life:
         with self._mutex:
             if not self.started:
                 return
-            if running is not None and self._home is not None and self._home.native is running:
+            if running is not None and self._lives_in(running):
                 raise RuntimeError("close() was called in the app's own event loop, which it has to wait for")
             self.started = False
             try:
+                self._wait_for_cycles(timeout)
                 if self._home is not None and self._lifespan is not None:
                     self._stop_lifespan(self._home, self._lifespan, timeout)
             finally:
-                for loop in {self.shared, self._home} - {None}:
-                    loop.close()
+                for loop in {self.shared, self._home}:
+                    if loop is not None:
+                        loop.close()
                 self.pool.close()
+                self.pool = LoopPool(self.loop_factory)
                 self.shared = self._home = self._lifespan = self._lifespan_task = None
+                self.state = {}
+                _started.discard(self)
+
+    def _lives_in(self, native: asyncio.AbstractEventLoop) -> bool:
+        home = self._home
+        return (home is not None and home.native is native) or any(cycle.runs_in(native) for cycle in list(self.cycles))
+
+    def _wait_for_cycles(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while self.cycles and time.monotonic() < deadline:
+            time.sleep(WAIT_SECONDS)
 
     def _stop_lifespan(self, home: TurnedLoop, lifespan: Lifespan, timeout: float) -> None:
         turn = self._turn
@@ -235,6 +295,7 @@ class _Life:
 
 
 _every: weakref.WeakSet[_Life] = weakref.WeakSet()
+_started: set[_Life] = set()
 _exit_registered = False
 
 
@@ -253,14 +314,20 @@ def _register_exit() -> None:
 
 
 def _at_exit() -> None:
-    for life in list(_every):
-        try:
-            life.stop(EXIT_SECONDS)
-        except Exception:
-            logger.exception("a shutdown at the interpreter's exit failed")
+    closers = [
+        threading.Thread(target=life.stop, args=(EXIT_SECONDS,), name="bridge-closer", daemon=True)
+        for life in list(_started)
+    ]
+    for closer in closers:
+        closer.start()
+    # Each waits for requests, for the shutdown, and for what is then cancelled. An app that blocks its loop is left.
+    deadline = time.monotonic() + 3 * EXIT_SECONDS
+    for closer in closers:
+        closer.join(max(0.0, deadline - time.monotonic()))
 
 
 def _after_fork() -> None:
+    _started.clear()
     for life in list(_every):
         life.reset()
 
@@ -272,49 +339,101 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 # -- Theory -----------------------------------------------------------------------------------------------------------
 #
 # One request has two parties: the app's task in the loop, and the server's thread. The thread waits by its Turn, and
-# runs the loop meanwhile if nobody else does. The task tells the Turn when there is something for the thread: a block, a
-# wish to read, the end. The thread then comes out of the loop, hands it on, and serves: start_response, the block to the
-# server, a read() of wsgi.input. All of these may block, and hold up nobody.
+# runs the loop meanwhile if nobody else does. The task tells the Turn when there is something for the thread: a block,
+# a wish to read, the end. The thread then comes out of the loop, hands it on, and serves: start_response, the block to
+# the server, a read() of wsgi.input. All of these may block, and hold up nobody: from the first of them on the loop has
+# a keeper.
 #
-# What is for the thread lies in `_blocks`, `_wants_chunk` and `_ended`; only the task's side sets them, and tells after.
-# The thread takes `told` back before it looks at them, so that whatever it misses is told again.
+# Both run at once where another thread runs the loop, so each attribute has one writer. What is for the thread, the
+# task's side lays down first and tells after; the thread takes `told` back before it looks, so that whatever it misses
+# is told again. It looks for an end before it looks for blocks, since the task lays them down in the other order.
 #
-# A block must have reached the server before the app can go on to block (A7). If the thread itself runs the loop, it has
-# to come out first: send() waits until the thread comes back for more. If another thread runs the loop, ours is awake
-# and on its way, so send() waits only when the window is full.
+# A block must have reached the server before the app can go on to block (A7). If the thread itself runs the loop, it
+# has to come out first: send() waits until the thread comes back for more. If another thread runs the loop, ours is
+# awake and on its way, so send() waits only when the window is full.
 #
-# The end: when the server has the last block, it calls close(). The app may be at work still. On a loop of its own it is
-# waited for, on a shared loop it goes on alone. If the response is not complete, the client has left: the app hears
-# http.disconnect, and is cancelled after GRACE_SECONDS.
+# The end: when the server has the last block, it calls close(). The app may be at work still. On a loop of its own it
+# is waited for, on a shared loop it goes on alone. If the response is not complete, the client has left: the app hears
+# http.disconnect, is cancelled after GRACE_SECONDS, and left alone after PATIENCE_SECONDS more, on a loop of its own
+# with a thread of its own. The same happens when the client is seen to have left before the server has noticed it
+# (A11).
+#
+# An error of the app is taken out of `_errors` once: by the thread, which raises it, or by whoever comes after the
+# thread has gone, who logs it.
 
 
 class _Cycle:
-    """One HTTP request through an ASGI app; the iterable that the server gets."""
+    """One HTTP request through an ASGI app."""
 
-    def __init__(
-        self, owner: AsgiToWsgi, life: _Life, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> None:
-        self._owner = owner  # a wrapper that is dropped closes its loop: not before its requests have ended
+    __slots__ = (
+        "_asked",
+        "_begun",
+        "_blocks",
+        "_body_received",
+        "_early_hints",
+        "_ended",
+        "_environ",
+        "_errors",
+        "_given",
+        "_given_up",
+        "_gone",
+        "_hints",
+        "_left",
+        "_life",
+        "_loop",
+        "_messages",
+        "_opened",
+        "_pool",
+        "_reader",
+        "_receivers",
+        "_response",
+        "_senders",
+        "_start_response",
+        "_taken",
+        "_task",
+        "_timer",
+        "_turn",
+        "_wants_chunk",
+        "_watched",
+        "_whole",
+        "closed",
+        "owner",
+    )  # more than the 30 attributes up to which a plain object is as quick
+
+    def __init__(self, owner: AsgiToWsgi, life: _Life, environ: WSGIEnvironment, start_response: StartResponse) -> None:
+        self.owner = owner  # a wrapper that is dropped closes its loop: not before its requests have ended
         self._life = life
         self._environ = environ
         self._start_response = start_response
-        self._loop = life.shared or life.pool.take()
+        self._early_hints: Callable[[list[tuple[str, str]]], object] | None = environ.get("wsgi.early_hints")
         self._turn = Turn()
-        self._closed = False
+        # The thread's
+        self._begun = False  # status and headers are known to the server
+        self._wants_chunk = False  # set by the task
+        self._taken = 0  # bytes of the blocks that the server has
+        self.closed = False
+        self._left = False  # the thread will not look at anything any more
         # The task's, read by the thread
         self._blocks: deque[bytes] = deque()
-        self._size = 0  # of the blocks
-        self._wants_chunk = False
+        self._given = 0  # bytes of all blocks so far
         self._hints: deque[list[tuple[str, str]]] = deque()
+        self._whole = False  # the last block is among the blocks, or was
+        self._errors: list[BaseException] = []
         self._ended = False
-        self._error: BaseException | None = None
+        self._given_up = False
         # The task's alone
         self._task: asyncio.Task[None] | None = None
         self._messages: deque[ASGIReceiveEvent] = deque()  # read, and not yet received
+        self._asked = False  # the thread was asked for a chunk that it has not delivered yet
         self._body_received = False
+        self._opened = False  # the first message of the response's body was sent
         self._gone = False  # the client, or the server's wish for an answer
+        self._watched = False  # the client
+        self._timer: asyncio.TimerHandle | None = None
         self._receivers: list[asyncio.Future[None]] = []  # woken when there is something to receive
         self._senders: list[asyncio.Future[None]] = []  # woken when the window has room
+        self._loop = life.enter(self)
+        self._pool = None if self._loop is life.shared else life.pool  # of a loop of our own
 
     # -- The server's thread ------------------------------------------------------------------------------------------
 
@@ -322,65 +441,80 @@ class _Cycle:
         """Run the app until its response begins."""
         try:
             self._reader = BodyReader(self._environ)
+            scope = self._build_scope()
+            response = self._response = AsgiResponse(scope["method"], scope["extensions"])
+            self._wait(partial(self._create_task, scope))
+            if not self._opened:
+                self._raise_failure(f"the app ended without a response: it is {response.state.name} of it")
+            self._begun = True
+            self._start_response(response.status, response.headers)
+            result = _Result(self)
+            if response.path is not None:
+                self._send_trailers()
+                return self._environ["wsgi.file_wrapper"](PathFile(response.path, result.close))  # type: ignore[no-any-return]
         except BadRequest as error:
             return self._refuse(error)
-        scope: dict[str, Any] = build_scope(self._environ)  # type: ignore[assignment]
-        if self._life.state is not None:
-            scope["state"] = self._life.state.copy()
-        extensions = scope["extensions"]
-        if "wsgi.file_wrapper" in self._environ:
-            extensions["http.response.pathsend"] = {}
-        if "wsgi.early_hints" in self._environ:
-            extensions["http.response.early_hint"] = {}
-        self._response = AsgiResponse(scope["method"], extensions)
-        self._loop.needs_keeper = True
-        try:
-            self._wait(partial(self._create_task, scope))
-            response = self._response
-            if response.state in (State.NOTHING, State.STARTED):
-                # No block, and nothing more to come: the app has ended too early.
-                self._raise_error()
-                raise ProtocolError(f"the app ended without a response: it is {response.state.name} of it")
-            self._start_response(response.status, response.headers)
         except BaseException:
             self.close()
             raise
-        if response.path is not None:
-            return self._environ["wsgi.file_wrapper"](PathFile(response.path, self.close))  # type: ignore[no-any-return]
-        return self
+        if not self._whole:
+            self._loop.keep()
+        return result
+
+    def _build_scope(self) -> dict[str, Any]:
+        environ = self._environ
+        scope: dict[str, Any] = build_scope(environ)  # type: ignore[assignment]
+        scope["state"] = self._life.state.copy()
+        extensions = scope["extensions"]
+        if "wsgi.file_wrapper" in environ:
+            extensions["http.response.pathsend"] = {}
+        if self._early_hints is not None:
+            extensions["http.response.early_hint"] = {}
+        if "gunicorn.http2.send_trailers" in environ or "wsgi.ext.http.send_trailers" in environ:
+            extensions["http.response.trailers"] = {}
+        return scope
 
     def _refuse(self, error: BadRequest) -> Iterable[bytes]:
-        self._release_loop()
+        self._ended = True
+        self.close()
         text = f"Bad Request: {error}\n".encode("utf-8", "replace")
         headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))]
         self._start_response("400 Bad Request", headers)
         return [text]
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        while not self._blocks:
-            if self._response.state is State.COMPLETE or self._closed:
-                raise StopIteration
-            if self._ended:
-                self._raise_error()
-                raise ProtocolError("the app ended before it had sent its whole body")
+    def next_block(self) -> bytes:
+        """The next block for the server."""
+        while True:
+            over = self._whole or self._ended or self._given_up or self.closed
+            if self._blocks:
+                block = self._blocks.popleft()
+                self._taken += len(block)
+                if self._senders and not self._blocks:
+                    self._loop.post(
+                        self._wake_senders
+                    )  # they may fill the window while the server sends its last block
+                return block
+            if over:
+                if self._whole or self.closed:
+                    self._send_trailers()
+                    raise StopIteration
+                self._raise_failure("the app ended before it had sent its whole body")
             self._wait(self._wake_senders if self._senders else None)
-        block = self._blocks.popleft()
-        self._size -= len(block)
-        return block
 
     def _wait(self, callback: Callable[[], object] | None) -> None:
-        """Wait for a block, or the end; meanwhile read the request's body as the app wishes."""
+        """Wait for the response to go on, or to end; meanwhile read the request's body as the app wishes."""
         turn = self._turn
         turn.told = False
         # What was told before that line is here already.
-        while not (self._blocks or self._ended or self._response.state is State.COMPLETE):
+        while True:
             if self._hints:
-                self._environ["wsgi.early_hints"](self._hints.popleft())
+                assert self._early_hints is not None
+                self._early_hints(self._hints.popleft())
+            elif self._blocks or self._whole or self._ended or self._given_up or (self._opened and not self._begun):
+                break
             elif self._wants_chunk:
                 self._wants_chunk = False
+                self._loop.keep()
                 callback = partial(self._deliver, self._reader.next_message())
             else:
                 self._loop.wait(turn, callback)
@@ -389,156 +523,279 @@ class _Cycle:
         if callback is not None:
             self._loop.post(callback)
 
+    def _send_trailers(self) -> None:
+        trailers, self._response.trailers = self._response.trailers, []
+        if trailers:
+            environ = self._environ
+            send = environ.get("gunicorn.http2.send_trailers") or environ["wsgi.ext.http.send_trailers"]
+            send(trailers)
+
     def close(self) -> None:
         """End the request (PEP 3333: the server calls it once, whether the response is whole or not)."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self._blocks.clear()
-        whole = self._response.state is State.COMPLETE
-        if self._loop is not self._life.shared:
-            self._end_request_loop(None if whole else self._hang_up)
-        elif not self._ended and not whole:
+        if self._pool is not None:
+            self._run_to_end()
+        elif self._ended:
+            self._life.cycles.discard(self)
+        elif not self._whole:
             self._loop.post(self._hang_up)
-        if self._ended and whole:
-            self._raise_error()
+        self._left = True
+        if self._ended:
+            if self._whole:
+                self._raise_error()
+            self._log_error()
 
-    def _end_request_loop(self, callback: Callable[[], object] | None) -> None:
-        """Run the app to its end, then give its loop back."""
+    def _run_to_end(self, patient: bool = False) -> None:
+        """Run the app on its own loop to its end, and give the loop back.
+
+        Args:
+            patient: Also if the app refuses to end. Else a thread of its own is left with it.
+        """
+        assert self._pool is not None
         turn = self._turn
+        turn.told = False
         while not self._ended:
+            if self._given_up and not patient:
+                threading.Thread(target=self._run_to_end, args=(True,), name="bridge-closer", daemon=True).start()
+                return
+            self._loop.wait(turn, self._hang_up)
             turn.told = False
-            self._loop.wait(turn, callback)
-            callback = None
-            if self._wants_chunk:
-                self._wants_chunk = False
-                callback = self._hang_up  # nobody reads any more
-        self._release_loop()
+        self._pool.give_back(self._loop, ready=self._gone or bool(self._errors))
+        self._life.cycles.discard(self)
 
-    def _release_loop(self) -> None:
-        if self._loop is not self._life.shared:
-            self._life.pool.give_back(self._loop)
+    def _raise_failure(self, message: str) -> None:
+        """Say why the response does not come, or does not go on."""
+        self._raise_error()
+        raise _client_left() if self._gone else ProtocolError(message)
 
     def _raise_error(self) -> None:
-        error, self._error = self._error, None
+        error = self._take_error()
         if error is None:
             return
         try:
             if isinstance(error, (asyncio.CancelledError, StopIteration, GeneratorExit)):
+                if self._gone:
+                    return
                 # Out of an iterator they would say something else.
                 raise ProtocolError(f"the app raised {shown(error)}") from error
             raise error
         finally:
             del error  # a frame that holds its own traceback is a cycle
 
+    def _log_error(self) -> None:
+        error = self._take_error()
+        if error is not None and not (self._gone and _tells_of_leaving(error)):
+            words = "its client had left" if self._gone else "its response"
+            logger.error("the app failed after %s", words, exc_info=error)
+
+    def _take_error(self) -> BaseException | None:
+        try:
+            return self._errors.pop()
+        except IndexError:
+            return None
+
+    def runs_in(self, native: asyncio.AbstractEventLoop) -> bool:
+        return self._task is not None and self._task.get_loop() is native
+
     # -- In the loop --------------------------------------------------------------------------------------------------
 
     def _create_task(self, scope: dict[str, Any]) -> None:
-        self._task = self._loop.native.create_task(self._run_app(scope))
+        if self.closed:  # an interrupt came between
+            self._end(None)
+        else:
+            self._task = self._loop.native.create_task(self._run_app(scope))
 
-    async def _run_app(self, scope: dict[str, Any]) -> None:
+    async def _run_app(self, scope: Any) -> None:
         # Each request's sync_to_async code has a thread of its own (A17). To set it is enough: the task's context ends
         # with the task, and asgiref drops the thread with it.
         SyncToAsync.thread_sensitive_context.set(ThreadSensitiveContext())
-        error = None
         try:
-            await self._life.app(scope, self._receive, self._send)
-        except BaseException as raised:
-            error = raised
-        self._end(error)
+            await self.owner.app(scope, self._receive, self._send)
+        except BaseException as error:  # and no longer: a frame that holds its own traceback is a cycle
+            self._end(error)
+        else:
+            self._end(None)
 
     def _end(self, error: BaseException | None) -> None:
-        if error is not None and self._closed:  # the thread has gone, so nobody else would tell
-            if not self._gone:
-                logger.error("the app failed after its response", exc_info=error)
-            elif not _tells_of_leaving(error):
-                logger.error("the app failed after its client had left", exc_info=error)
-            error = None
-        self._error = error
+        if error is not None:
+            self._errors.append(error)
         self._ended = True
+        if self._pool is None:
+            self._life.cycles.discard(self)
+        self._stop_timer()
         self._wake_receivers()
+        if self._left:
+            self._log_error()
         self._loop.tell(self._turn)
 
     async def _receive(self) -> ASGIReceiveEvent:
         while not self._messages:
-            if self._gone or self._response.state is State.COMPLETE:
+            if self._gone or self._ended or self._response.state is State.COMPLETE:
                 return {"type": "http.disconnect"}
-            if not self._body_received and not self._wants_chunk and not self._receivers:
-                self._wants_chunk = True
+            if self._body_received:
+                self._watch_client()
+            elif not self._asked:
+                self._asked = self._wants_chunk = True
                 self._loop.tell(self._turn)
             receiver = self._loop.native.create_future()
             self._receivers.append(receiver)
-            try:
-                await receiver
-            finally:
-                if receiver in self._receivers:
-                    self._receivers.remove(receiver)
+            await receiver
         return self._messages.popleft()
 
     def _deliver(self, message: ASGIReceiveEvent) -> None:
+        self._asked = False
         if message["type"] == "http.disconnect":
-            self._gone = True
+            self._body_received = True  # there is no more of it
+            self._hang_up()
         else:
             self._messages.append(message)
             self._body_received = not message["more_body"]  # type: ignore[typeddict-item]
-        self._wake_receivers()
+            self._wake_receivers()
 
     async def _send(self, message: ASGISendEvent) -> None:
         if self._gone:
-            raise ClientDisconnected("the client left before the whole response was sent")
-        if message.get("type") == "http.response.early_hint":
+            raise _client_left()
+        if self._early_hints is not None and isinstance(message, Mapping) and message.get("type") == EARLY_HINT:
             self._hint(message)
-            return
-        block = self._response.send(message)
-        if block:
-            self._blocks.append(block)
-            self._size += len(block)
-        state = self._response.state
-        if state is State.COMPLETE:
-            self._wake_receivers()
-        elif not block:
+        elif not self._respond(message):
             return
         self._loop.tell(self._turn)
         await self._let_thread_take()
+
+    def _respond(self, message: ASGISendEvent) -> bool:
+        """Take a message of the response; whether the thread has to hear of it."""
+        block = self._response.send(message)
+        state = self._response.state
+        if block:
+            self._blocks.append(block)
+            self._given += len(block)
+        if state is State.COMPLETE:
+            self._whole = True
+            self._wake_receivers()
+        elif not block and (self._opened or state is State.STARTED):
+            return False
+        else:
+            self._watch_client()
+        self._opened = True
+        return True
+
+    def _hint(self, message: Mapping[str, Any]) -> None:
+        links: Iterable[bytes] | None = message.get("links")
+        if self._opened or not isinstance(links, Iterable):
+            raise ProtocolError(f"send() expected links, before the response's body, got {shown(message)}")
+        self._hints.append(decode_headers([(b"Link", link) for link in links]))
 
     async def _let_thread_take(self) -> None:
         """Go on when the server's thread is on its way with the block, and the window has room for another."""
         while self._turn.told and self._loop.is_led_by(self._turn):
             await _yield_once()  # the loop was told to stop: once on asyncio, twice on uvloop
-        while self._size > WINDOW and not self._gone:
+        while self._given - self._taken > WINDOW and not (self._gone or self._whole):
             sender = self._loop.native.create_future()
             self._senders.append(sender)
-            try:
+            if self._given - self._taken > WINDOW:  # still: the thread looks for senders after it has taken a block
                 await sender
-            finally:
-                if sender in self._senders:
-                    self._senders.remove(sender)
 
     def _wake_senders(self) -> None:
         self._senders = _wake(self._senders)
 
     def _wake_receivers(self) -> None:
-        self._receivers = _wake(self._receivers)
+        if self._receivers:
+            self._receivers = _wake(self._receivers)
 
-    def _hint(self, message: Mapping[str, Any]) -> None:
-        if "wsgi.early_hints" not in self._environ:
-            raise ProtocolError("send() got 'http.response.early_hint', which was not offered to the app")
-        self._hints.append([("Link", link.decode("latin-1")) for link in message["links"]])
-        self._loop.tell(self._turn)
+    # -- In the loop: when the client has left ------------------------------------------------------------------------
+
+    def _watch_client(self) -> None:
+        """Look from time to time whether the client is still there, where the server lets it be seen (A11)."""
+        if not self._watched:
+            self._watched = True
+            has_left = _find_probe(self._environ)
+            if has_left is not None:
+                self._set_timer(LOOK_SECONDS, self._look_at_client, has_left)
+
+    def _look_at_client(self, has_left: Callable[[], bool]) -> None:
+        if has_left():
+            self._hang_up()
+        elif self._response.state is not State.COMPLETE:
+            self._set_timer(LOOK_SECONDS, self._look_at_client, has_left)
 
     def _hang_up(self) -> None:
         """The client has left: the app hears of it, and may clean up for a while."""
+        if self._gone or self._ended or self._response.state is State.COMPLETE:
+            return
         self._gone = True
+        if self._task is None:  # nor will there be one: an interrupt came before
+            self._end(None)
+            return
         self._wake_receivers()
         self._wake_senders()
-        if self._task is not None and not self._task.done():
-            self._loop.native.call_later(GRACE_SECONDS, self._task.cancel)
+        self._set_timer(GRACE_SECONDS, self._cancel)
+
+    def _cancel(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        self._set_timer(PATIENCE_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        logger.error("the app goes on although its client has left and it was cancelled: it is left alone")
+        self._given_up = True
+        self._life.cycles.discard(self)
+        self._loop.tell(self._turn)
+
+    def _set_timer(self, seconds: float, callback: Callable[..., object], *args: Any) -> None:
+        self._stop_timer()
+        self._timer = self._loop.native.call_later(seconds, callback, *args)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _Result:
+    """What the server gets: the blocks of a cycle's response."""
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: _Cycle) -> None:
+        self._cycle = cycle
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return self._cycle.next_block()
+
+    def close(self) -> None:
+        self._cycle.close()
+
+    def __del__(self) -> None:
+        # Broken servers and middleware drop it without close(). As in AsgiToWsgi's: not in this thread.
+        if not self._cycle.closed:
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(
+                    target=self._close_late, args=(self._cycle,), name="bridge-closer", daemon=True
+                ).start()
+
+    @staticmethod
+    def _close_late(cycle: _Cycle) -> None:
+        try:
+            cycle.close()
+        except BaseException:
+            logger.exception("the app failed after its response")
 
 
 @types.coroutine
-def _yield_once() -> Iterator[None]:
+def _yield_once() -> Generator[None, None, None]:
     """Come back at the loop's next turn."""
     yield
+
+
+def _client_left() -> ClientDisconnected:
+    # Servers know by the number that nobody has made a mistake.
+    return ClientDisconnected(errno.ECONNRESET, "the client left before the whole response was sent")
 
 
 def _tells_of_leaving(error: BaseException | None) -> bool:
@@ -559,3 +816,30 @@ def _wake(futures: list[asyncio.Future[None]]) -> list[asyncio.Future[None]]:
         if not future.done():
             future.set_result(None)
     return []
+
+
+def _find_probe(environ: WSGIEnvironment) -> Callable[[], bool] | None:
+    """What tells whether the client has left, None where nothing does."""
+    probe: Callable[[], bool] | None = environ.get("waitress.client_disconnected")
+    if probe is None and environ.get("SERVER_PROTOCOL") in ("HTTP/1.1", "HTTP/1.0"):  # HTTP/2 shares it between streams
+        sock = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+        if sock is not None:
+            return partial(_has_left, sock)
+    return probe
+
+
+def _has_left(sock: socket.socket) -> bool:
+    """Whether the peer has closed its end, seen without a read: whatever it has sent before stays where it is.
+
+    A peer that has only ended its sending counts as gone, as it does for most servers.
+    """
+    try:
+        if hasattr(select, "POLLRDHUP"):  # Linux: behind unread data, and under TLS, as well
+            poll = select.poll()
+            poll.register(sock.fileno(), select.POLLRDHUP)
+            return bool(poll.poll(0))
+        if isinstance(sock, ssl.SSLSocket) or not select.select([sock], [], [], 0)[0]:
+            return False
+        return not sock.recv(1, socket.MSG_PEEK)
+    except (OSError, ValueError):  # reset, or closed by the server
+        return True

@@ -245,6 +245,9 @@ class _Latch:
         self._lock.release()
 
 
+_NOBODY: list[_Latch] = []
+
+
 class ToLoop(Generic[T]):
     """Items from a thread to a task, each with a size in bytes, of which a window bounds what is under way.
 
@@ -260,7 +263,7 @@ class ToLoop(Generic[T]):
         self._items: deque[T] = deque()
         self._size = 0  # of all that was put and not yet sent
         self._sleeper: Any = None  # of the task, while it sleeps
-        self._latch: _Latch | None = None  # of the thread, while it sleeps
+        self._latches: list[_Latch] = []  # of the thread, while it sleeps; an app may have others that put or get, too
         self._closed = False
 
     def put(self, item: T, size: int = 0) -> None:
@@ -277,7 +280,8 @@ class ToLoop(Generic[T]):
             sleeper, self._sleeper = self._sleeper, None
             self._size += size
             if self._size > self._window and size:
-                latch = self._latch = _Latch()
+                latch = _Latch()
+                self._latches.append(latch)
         if sleeper is not None:
             self._ring(sleeper)
         if latch is not None:
@@ -323,20 +327,20 @@ class ToLoop(Generic[T]):
 
     def sent(self, size: int) -> None:
         """Say that an item's bytes have left, which makes room in the window. For the task."""
-        latch = None
+        latches = _NOBODY
         with self._mutex:
             self._size -= size
-            if self._latch is not None and self._size <= self._window // 2:
-                latch, self._latch = self._latch, None
-        if latch is not None:
+            if self._latches and self._size <= self._window // 2:
+                latches, self._latches = self._latches, []
+        for latch in latches:
             latch.wake()
 
     def close(self) -> None:
         """Refuse what the thread puts from now on, and end its wait. What lies in the channel can still be got."""
         with self._mutex:
             self._closed = True
-            latch, self._latch = self._latch, None
-        if latch is not None:
+            latches, self._latches = self._latches, []
+        for latch in latches:
             latch.wake()
 
 
@@ -355,16 +359,18 @@ class ToThread(Generic[T]):
         self._items: deque[tuple[T, int]] = deque()
         self._size = 0
         self._sleeper: Any = None  # of the task, while it waits for room
-        self._latch: _Latch | None = None  # of the thread, while it sleeps
+        self._latches: list[_Latch] = []  # of the thread, while it sleeps; an app may have others that put or get, too
         self._closed = False
 
     def put(self, item: T, size: int = 0) -> None:
         """Hand an item over. For the task, which never waits here."""
+        latches = _NOBODY
         with self._mutex:
             self._items.append((item, size))
             self._size += size
-            latch, self._latch = self._latch, None
-        if latch is not None:
+            if self._latches:
+                latches, self._latches = self._latches, []
+        for latch in latches:
             latch.wake()
 
     async def room(self) -> None:
@@ -389,7 +395,8 @@ class ToThread(Generic[T]):
                     break
                 if self._closed:
                     raise Closed
-                latch = self._latch = _Latch()
+                latch = _Latch()
+                self._latches.append(latch)
             latch.sleep()
         if sleeper is not None:
             self._ring(sleeper)
@@ -430,9 +437,9 @@ class ToThread(Generic[T]):
         """End the thread's wait, now and for ever. What lies in the channel can still be got."""
         with self._mutex:
             self._closed = True
-            latch, self._latch = self._latch, None
+            latches, self._latches = self._latches, []
             sleeper, self._sleeper = self._sleeper, None
-        if latch is not None:
+        for latch in latches:
             latch.wake()
         if sleeper is not None:
             # From the loop's own thread: nobody else closes.

@@ -53,7 +53,7 @@ def build_environ(scope: Mapping[str, Any], stream: BinaryIO) -> dict[str, Any]:
     client = scope.get("client")
     if client and client[0]:
         environ["REMOTE_ADDR"] = str(client[0])
-        port = _port(client[1])
+        port = _port(client[1] if len(client) > 1 else None)
         if port:
             environ["REMOTE_PORT"] = port
     if scheme == "https":
@@ -136,7 +136,7 @@ def _server(server: Any, host: str | None, scheme: str) -> tuple[str, str]:
     granian gives its ports as strings.
     """
     if server and server[0]:
-        port = _port(server[1])
+        port = _port(server[1] if len(server) > 1 else None)
         if port:
             return str(server[0]), port
     default = "443" if scheme == "https" else "80"

@@ -29,11 +29,12 @@ class BadRequest(BridgeError):
     """Raised when a client's request cannot be translated; it is answered 400 and the app is not called."""
 
 
-class ClientDisconnected(BridgeError, ConnectionError):
+class ClientDisconnected(BridgeError, ConnectionAbortedError):
     """Raised in an app that reads from or writes to a client which is gone.
 
     It is an ``OSError``, as the ASGI specification asks of ``send()`` (HTTP, "Disconnected Client"), and a
-    ``ConnectionError``, so that frameworks treat it like a broken socket.
+    ``ConnectionError``, so that frameworks treat it like a broken socket; of its kinds ``ConnectionAbortedError``, which
+    servers do not take for anybody's mistake.
     """
 
 

@@ -11,10 +11,11 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Generator
 
 T = TypeVar("T")
 
@@ -34,39 +35,40 @@ POOLED_LOOPS = 64
 _numbers = itertools.count(1)
 
 
-# -- Theory: the thread that waits runs the loop (Leader/Followers) ----------------------------------------------------------
+# -- Theory: the thread that waits runs the loop (Leader/Followers) ----------------------------------------------------
 #
 # The parties are threads that wait for something to happen in the loop: a server's thread for its app's next word, the
 # keeper for a wish to have the loop. Each waits by a Turn. One of them, the leader, runs the loop; the followers sleep,
 # each on its Turn's lock; whoever finds no leader becomes it.
 #
 # What a thread waits for is told to its Turn from within the loop, by `tell`. If the leader itself is told, the loop is
-# stopped, so that the leader comes out; any other thread is woken. Who comes out with its Turn told steps down: it hands
-# the loop to the first follower that still waits, or leaves it alone. So a lone thread runs its app without any other
-# thread's help, and of many threads one works for all until its own work is done.
+# stopped, so that the leader comes out; any other thread is woken. Who comes out with its Turn told steps down: it
+# hands the loop to the first follower that still waits, or leaves it alone. So a lone thread runs its app without any
+# other thread's help, and of many threads one works for all until its own work is done.
 #
-# A stop is a hint. It may come late (uvloop runs what is ready first), twice, or to the next leader: whoever comes out of
-# run_forever() looks whether its Turn was told, and goes back if it was not.
+# A stop is a hint. It may come late (uvloop runs what is ready first), twice, or to the next leader: whoever comes out
+# of run_forever() looks whether its Turn was told, and goes back if it was not.
 #
-# A loop that is left alone with work (`needs_keeper`) is watched by one thread of the process. If nobody has taken it for
-# a whole period, its keeper leads it, until a thread that waits wants it. In a busy time that never happens. Threads that
-# must not run a loop, because another one runs in them, wait as followers and have the keeper lead at once.
+# A loop that is left alone with work (`needs_keeper`) is watched by one thread of the process. If nobody has taken it
+# for a whole period, its keeper leads it, until a thread that waits wants it. In a busy time that never happens.
+# Threads that must not run a loop, because another one runs in them, wait as followers and have the keeper lead at
+# once.
 #
 # `_mutex` guards the leader, the followers and what the watch knows; it is held for a few instructions, never while a
 # callback or the loop runs. A Turn's lock is unlocked while a wake-up is on its way, and locked otherwise.
 #
 # Lost wake-ups: `tell` runs in the loop, where the leader cannot change. Each follower checks its Turn under the mutex
-# before it sleeps and after it was woken, and a loop is handed over under the same mutex, and only to one that is in the
-# list: so it is never handed to a thread that has gone.
+# before it sleeps and after it was woken, and a loop is handed over under the same mutex, and only to one that is in
+# the list: so it is never handed to a thread that has gone.
 #
 # Exceptions out of run_forever(): KeyboardInterrupt and SystemExit out of a signal's handler, which runs in the main
-# thread in the middle of whatever it does. The leader steps down all the same; the loop has lost at most the callback in
-# which it was. In other threads only a task or a callback of the loop can have raised them: no reason to end the thread
-# that happens to lead, nor the keeper.
+# thread in the middle of whatever it does. The leader steps down all the same; the loop has lost at most the callback
+# in which it was. In other threads only a task or a callback of the loop can have raised them: no reason to end the
+# thread that happens to lead, nor the keeper.
 #
-# Fork: the child has none of the threads, and must not touch the loop: it shares its selector with the parent's. It drops
-# the loop unclosed, with its tasks, and makes a new one when it needs one.
-# Exit: keepers and the watch are daemons; `close` ends what a loop still runs.
+# Fork: the child has none of the threads, and must not touch the loop: it shares its selector with the parent's. It
+# drops the loop unclosed, with its tasks, and makes a new one when it needs one. Exit: keepers and the watch are
+# daemons; `close` ends what a loop still runs.
 #
 # The garbage collector may run in the middle of any of this, under any lock: no finalizer may call in here.
 
@@ -325,7 +327,7 @@ class TurnedLoop:
     # -- The end ------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _led(self) -> Iterator[None]:
+    def _led(self) -> Generator[None, None, None]:
         """Lead the loop as soon as it can be had, to run it otherwise than by turns."""
         turn = Turn()
         try:
@@ -343,8 +345,12 @@ class TurnedLoop:
             self._run()
         return task.result()
 
-    def clear(self) -> bool:
+    def clear(self, ready: bool = False) -> bool:
         """End what a request has left: cancel its tasks, let go the threads of its executor, call off the keeper.
+
+        Args:
+            ready: Also run what is ready to be run, as the finalizers of asynchronous generators are that were dropped
+                half-way. Else that waits until the loop is run again.
 
         Returns:
             Whether nothing is left.
@@ -354,11 +360,13 @@ class TurnedLoop:
             self._executor.shutdown(wait=False)
             self._executor = _Executor()
             self.native.set_default_executor(self._executor)
-        if self._leader is None and not asyncio.all_tasks(self.native):
+        if not ready and self._leader is None and not asyncio.all_tasks(self.native):
             return True
         if asyncio._get_running_loop() is not None:
-            return _in_thread(self.clear)
+            return _in_thread(partial(self.clear, ready))
         with self._led():
+            if ready:
+                self._finish(_run_what_is_ready())
             tasks = asyncio.all_tasks(self.native)
             return not tasks or self._finish(_cancel(tasks))
 
@@ -411,6 +419,11 @@ class _Executor(ThreadPoolExecutor):
         return super().submit(*args, **kwargs)
 
 
+async def _run_what_is_ready() -> None:
+    for _ in range(3):  # the loop makes the finalizer's task, then begins it
+        await asyncio.sleep(0)
+
+
 async def _cancel(tasks: set[asyncio.Task[Any]]) -> bool:
     """Cancel tasks, and wait for their end, which they may refuse: then False."""
     for task in tasks:
@@ -458,9 +471,9 @@ class LoopPool:
             if not loop._closed:  # as those are that were made before a fork
                 return loop
 
-    def give_back(self, loop: TurnedLoop) -> None:
-        """Take a loop back, without what is left on it."""
-        if loop.clear() and not self._closed and len(self._loops) < POOLED_LOOPS:
+    def give_back(self, loop: TurnedLoop, ready: bool = False) -> None:
+        """Take a loop back, without what is left on it. For ``ready`` see `TurnedLoop.clear`."""
+        if loop.clear(ready) and not self._closed and len(self._loops) < POOLED_LOOPS:
             self._loops.append(loop)
             if self._closed:  # at this very moment: then close() may have missed it
                 self.close()

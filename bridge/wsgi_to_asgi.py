@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 from asgiref.sync import SyncToAsync
 
@@ -20,6 +21,7 @@ from bridge.channel import Closed, ToLoop, ToThread, current_door
 from bridge.environ import build_environ
 from bridge.errors import BadRequest, ClientDisconnected, ProtocolError, UnsupportedScope, shown
 from bridge.files import FileWrapper, sendable_path
+from bridge.headers import encode_headers
 from bridge.lifespan import answer_lifespan
 from bridge.response import State, WsgiResponse
 from bridge.workers import Workers
@@ -45,6 +47,9 @@ WINDOW = 256 * 1024
 
 INPUT_WINDOW = 64 * 1024
 """Bytes of a request's body that may lie here before the app reads them."""
+
+ITEM_SIZE = 512
+"""Bytes that a block takes beside its own: one that comes a byte at a time shall fill the window, too."""
 
 BROUGHT = 1024 * 1024
 """Bytes of a body that code which runs in the loop can read: it cannot wait there, so they are brought before."""
@@ -129,6 +134,8 @@ class _Word(enum.Enum):
 
     READ = enum.auto()
     """The app waits for the next chunk of the request's body."""
+    READ_ASIDE = enum.auto()
+    """Another thread of the app does, so that the worker may have more to say meanwhile."""
     SLOW = enum.auto()
     """The request takes long enough to watch for its client's leaving."""
     DONE = enum.auto()
@@ -210,6 +217,7 @@ class _Cycle:
         self._environ: dict[str, Any] = {}
         self._response = WsgiResponse(self._scope["method"])
         self._place: Place | None = None
+        self._worker = 0  # its thread
         self._body_read = False  # to its end
         self._brought: deque[bytes] = deque()  # chunks that were brought before the app asked for them
         self._last_item: _Item | None = None  # to be put together with DONE
@@ -233,6 +241,7 @@ class _Cycle:
             raise
         finally:
             self._door.disarm(self)
+            self._inlet.close()  # a thread of the app may still be reading
         self._hand_context_back()
         self._raise_error()
 
@@ -275,18 +284,21 @@ class _Cycle:
                 item = self._items.popleft()
                 if item is _Word.DONE:
                     return True
-                if item is _Word.READ:
+                if item is _Word.READ or item is _Word.READ_ASIDE:
                     if self._wanted is not None:
                         self._wanted.set()
                     if group is None:
                         await self._receive_chunk()
                 elif item is not _Word.SLOW:
                     messages, size = item
-                    await self._send_messages(messages)
-                    self._outlet.sent(size)
-                    if group is not None and not self._streams and messages[-1].get("more_body"):
+                    if group is not None and not self._streams and _streams(messages):
                         self._streams = True
                         group.start_soon(self._give_place_back)
+                    await self._send_messages(messages)
+                    self._outlet.sent(size)
+            if group is not None:
+                # A send() that never waits, for a client that is fast or has left, must not keep the loop from others.
+                await anyio.lowlevel.checkpoint()
 
     def _needs_watch(self, items: deque[_Item]) -> bool:
         if _Word.DONE in items:
@@ -294,22 +306,30 @@ class _Cycle:
         for item in items:
             if item is _Word.SLOW:
                 return True
+            if item is _Word.READ_ASIDE:
+                return True
             if item is _Word.READ:
                 # In pieces, or big enough to be sent in pieces: then it is brought ahead of the reads. hypercorn ends
                 # every body by an empty message, which is no piece.
                 return self._expected != 0 if self._body_begun else (self._expected or 0) > INPUT_WINDOW
-            if item is not _Word.DONE and item[0][-1].get("more_body"):
+            if item is not _Word.DONE and _streams(item[0]):
                 return True
         return False
 
     async def _relay_watched(self) -> None:
+        done = False
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._watch)
-                await self._relay(group)
+                done = await self._relay(group)
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # out of send(), and no Exception: KeyboardInterrupt, say
+        if not done:
+            # A CancelledError out of receive() that nobody sent: the group takes it for the end of all.
+            self._server_error = ProtocolError("receive() raised a cancellation, and the request was not cancelled")
+            self._hang_up()
+            await self._relay(None)
 
     async def _watch(self) -> None:
         """Bring the body, then wait for the client to leave. Alone calls receive() while it lives."""
@@ -344,7 +364,7 @@ class _Cycle:
         if self._expected is not None:
             self._expected = max(self._expected - len(chunk), 0)
         if chunk:
-            self._inlet.put(chunk, len(chunk))
+            self._inlet.put(chunk, len(chunk) + ITEM_SIZE)
         if not more_body:
             self._body_complete = True
             if self._expected:
@@ -379,10 +399,12 @@ class _Cycle:
     def _hang_up(self) -> None:
         """Nobody waits for the answer any more: let the worker find out at its next read, write or block."""
         self._gone = True
-        self._outlet.close()
         self._inlet.close()
+        if self._response.state is not State.COMPLETE:  # else nothing is refused any more, and what waits is sent
+            self._outlet.close()
         if self._claim.acquire(blocking=False):
             self._outlet.put_from_loop(_Word.DONE)  # the worker's turn never came
+            self._environ = {}  # it may lie in the backlog for long
 
     def _hand_context_back(self) -> None:
         """Let middleware outside see what the app has set (W13).
@@ -416,6 +438,7 @@ class _Cycle:
         if not self._claim.acquire(blocking=False):
             return  # the client left before its turn came
         self._place = place
+        self._worker = threading.get_ident()
         try:
             if place is None:
                 raise RuntimeError("no thread can be started for the app")
@@ -450,7 +473,8 @@ class _Cycle:
         response = self._response
         if type(result) in (list, tuple) and len(cast("list[bytes]", result)) == 1:
             # The common answer: one block, no close(), and nothing left to do. It crosses together with the end.
-            self._last_item = response.block(cast("list[bytes]", result)[0], last=True), 0
+            messages = response.block(cast("list[bytes]", result)[0], last=True)
+            self._last_item = (messages, 0) if messages else None
             return
         if isinstance(result, FileWrapper) and self._offers("http.response.pathsend"):
             path = sendable_path(result.filelike, response.declared)
@@ -458,17 +482,17 @@ class _Cycle:
                 # No room is left beside it, so that close(), which may remove the file, waits until it was sent.
                 self._put(response.file(path), WINDOW + 1)
                 return
-        try:
-            blocks = iter(result)
-        except TypeError:
-            raise ProtocolError(f"the app expected to return an iterable of bytes, returned {shown(result)}") from None
-        for block in blocks:
+        if not (hasattr(result, "__iter__") or hasattr(result, "__getitem__")):
+            raise ProtocolError(f"the app expected to return an iterable of bytes, returned {shown(result)}")
+        for block in result:
             messages = response.block(block)
             if messages:
                 # Behind the last block nothing comes, so nothing has to wait for it, and the thread is free.
-                self._put(messages, len(block) if response.state is State.BODY else 0)
+                self._put(messages, len(block) if response.state is State.BODY else None)
                 if response.bodiless:
                     return
+            elif self._gone:  # an app that yields nothing while it waits shall not wait for nobody
+                raise _client_left()
         messages = response.end()
         if messages:
             self._put(messages)
@@ -476,11 +500,13 @@ class _Cycle:
     def _offers(self, extension: str) -> bool:
         return extension in (self._scope.get("extensions") or ())
 
-    def _put(self, messages: tuple[ASGISendEvent, ...], size: int = 0) -> None:
+    def _put(self, messages: tuple[ASGISendEvent, ...], size: int | None = None) -> None:
+        """Hand messages over; wait for room in the window if they have a size."""
+        size = 0 if size is None else size + ITEM_SIZE
         try:
             self._outlet.put((messages, size), size)
         except Closed:
-            raise ClientDisconnected("the client left before the whole response was sent") from None
+            raise _client_left() from None
 
     def _next_chunk(self) -> bytes:
         """The next of the body's bytes, for ``wsgi.input``."""
@@ -496,7 +522,8 @@ class _Cycle:
                         f"the app read wsgi.input in the event loop, where no more than {BROUGHT} bytes can be had,"
                         " for nothing can be waited for: read it before async code is called"
                     )
-                self._outlet.put(_Word.READ)
+                aside = threading.get_ident() != self._worker
+                self._outlet.put(_Word.READ_ASIDE if aside else _Word.READ)
                 chunk = self._inlet.get()
         except Closed:
             raise ClientDisconnected("the client left before the whole body was read") from None
@@ -526,13 +553,26 @@ class _Cycle:
         messages = self._response.block(data)
         if messages:
             self._put(messages, len(data))
+        elif self._gone:
+            raise _client_left()
 
     def _send_early_hints(self, links: Iterable[tuple[str, str]]) -> None:
         """``wsgi.early_hints``: takes (name, value) pairs, of which the Link headers go out (gunicorn's convention)."""
-        values = [value.encode("latin-1") for name, value in links if name.lower() == "link"]
-        message: Any = {"type": "http.response.early_hint", "links": values}
-        self._put((message,))
+        values = [value for name, value in encode_headers(list(links)) if name == b"link"]
+        if values and self._response.state in (State.NOTHING, State.STARTED):  # later they are no hints any more
+            message: Any = {"type": "http.response.early_hint", "links": values}
+            self._put((message,))
 
     def _is_gone(self) -> bool:
         """``waitress.client_disconnected``: whether the client has left."""
         return self._gone
+
+
+def _streams(messages: tuple[ASGISendEvent, ...]) -> bool:
+    """Whether the thread stays with the response after these messages."""
+    last: Any = messages[-1]
+    return last.get("more_body", False) or last["type"] == "http.response.pathsend"
+
+
+def _client_left() -> ClientDisconnected:
+    return ClientDisconnected("the client left before the whole response was sent")

@@ -1,0 +1,442 @@
+"""Who runs the loop: leaders, followers, the keeper; interrupts, forks and ends. No app is needed for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+import uvloop
+
+from bridge.loops import LoopPool, Turn, TurnedLoop
+from tests.drivers import LIMIT, Signal, in_thread, run_in_thread, run_in_threads
+
+FACTORIES = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+Factory = Callable[[], asyncio.AbstractEventLoop]
+
+
+@pytest.fixture(params=list(FACTORIES))
+def factory(request: pytest.FixtureRequest) -> Factory:
+    return FACTORIES[request.param]
+
+
+@pytest.fixture
+def loop(factory: Factory) -> Iterator[TurnedLoop]:
+    loop = TurnedLoop(factory, needs_keeper=False)
+    yield loop
+    loop.close()
+
+
+def in_turn(*callbacks: Callable[[], object]) -> Callable[[], None]:
+    """A callback that calls others, one after the other."""
+
+    def call() -> None:
+        for callback in callbacks:
+            callback()
+
+    return call
+
+
+def teller(loop: TurnedLoop, turn: Turn, delay: float = 0.0) -> Callable[[], object]:
+    """A callback that tells a turn, now or later."""
+    if delay:
+        return lambda: loop.native.call_later(delay, loop.tell, turn)
+    return lambda: loop.tell(turn)
+
+
+def wait_for(probe: Callable[[], object]) -> None:
+    """Wait for what nothing tells of."""
+    deadline = time.monotonic() + LIMIT
+    while not probe():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.001])
+def test_a_lone_thread_runs_the_loop_itself(loop: TurnedLoop, delay: float) -> None:
+    """[A15]"""
+    threads: list[int] = []
+    turn = Turn()
+
+    def begin() -> None:
+        loop.native.call_later(delay, in_turn(lambda: threads.append(threading.get_ident()), teller(loop, turn)))
+
+    loop.wait(turn, begin)
+    assert turn.told
+    assert threads == [threading.get_ident()]
+
+
+def test_a_turn_that_was_told_before_does_not_wait(loop: TurnedLoop) -> None:
+    turn = Turn()
+    turn.told = True
+    loop.wait(turn)
+    loop.wait(turn, teller(loop, turn))  # and leaves a stop behind, which must not disturb the next wait
+
+    another = Turn()
+    loop.wait(another, teller(loop, another, 0.01))
+    assert another.told
+
+
+def test_a_stop_that_comes_twice_or_for_another_is_a_hint(loop: TurnedLoop) -> None:
+    turn = Turn()
+
+    def begin() -> None:
+        for _ in range(3):
+            loop.native.call_soon(loop.native.stop)
+        loop.native.call_later(0.02, loop.tell, turn)
+        loop.native.call_later(0.02, loop.tell, turn)
+
+    loop.wait(turn, begin)
+    assert turn.told
+    loop.close()  # is not disturbed by a second stop either
+
+
+def test_the_leader_works_for_its_followers_and_hands_the_loop_on(loop: TurnedLoop) -> None:
+    """[A14]"""
+    leader, told, heir = Turn(), Turn(), Turn()
+    leads = Signal("leads")
+    leading = in_thread(loop.wait, leader, leads.set)
+    leads.wait()
+    follower = in_thread(loop.wait, told, teller(loop, told, 0.01))
+    follower.result()
+    assert not leader.told
+
+    waiting = in_thread(loop.wait, heir, None)
+    wait_for(lambda: loop._followers)
+    loop.post(teller(loop, leader))
+    leading.result()
+    loop.post(teller(loop, heir))  # the heir runs it now
+    waiting.result()
+
+
+def test_a_loop_that_is_left_alone_with_work_gets_its_keeper(factory: Factory) -> None:
+    """[A16]"""
+    with contextlib.closing(TurnedLoop(factory, needs_keeper=True)) as loop:
+        threads: list[str] = []
+        ticked = Signal("ticked")
+        turn = Turn()
+
+        def tick() -> None:
+            threads.append(threading.current_thread().name)
+            ticked.set()
+
+        def begin() -> None:
+            loop.native.call_later(0.03, tick)
+            loop.tell(turn)
+
+        loop.wait(turn, begin)
+        ticked.wait()
+        assert threads[0].startswith("bridge-keeper")
+        # Whoever wants the loop gets it.
+        again = Turn()
+        loop.wait(again, lambda: loop.native.call_later(0.01, in_turn(tick, teller(loop, again))))
+        assert threads[1] == threading.current_thread().name
+
+
+def test_keep_calls_the_keeper_to_a_loop_that_stands_still(loop: TurnedLoop) -> None:
+    """[A5]"""
+    fired = Signal("fired")
+    turn = Turn()
+    loop.wait(turn, in_turn(lambda: loop.native.call_later(0.01, fired.set), teller(loop, turn)))
+    loop.keep()
+    fired.wait()
+
+
+def test_a_callback_posted_to_a_kept_loop_is_run(factory: Factory) -> None:
+    with contextlib.closing(TurnedLoop(factory, needs_keeper=True)) as loop:
+        turn = Turn()
+        loop.wait(turn, teller(loop, turn))
+        for _ in range(20):
+            ran = Signal("ran")
+            loop.post(ran.set)
+            ran.wait()
+
+
+def test_a_thread_in_which_a_loop_runs_waits_while_the_keeper_leads(loop: TurnedLoop) -> None:
+    """[A15]"""
+
+    async def main() -> None:
+        for _ in range(3):
+            turn = Turn()
+            loop.wait(turn, teller(loop, turn, 0.001))
+            assert turn.told
+        assert loop.clear()
+
+    asyncio.run(main())
+
+
+def test_who_runs_in_a_loop_cannot_wait_for_it(loop: TurnedLoop) -> None:
+    """[A15]"""
+    turn = Turn()
+    errors: list[BaseException] = []
+
+    def begin() -> None:
+        try:
+            loop.wait(Turn())
+        except RuntimeError as error:
+            errors.append(error)
+        loop.tell(turn)
+
+    loop.wait(turn, lambda: loop.native.call_soon(begin))
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize("threads", [2, 16])
+def test_no_wake_up_is_lost(factory: Factory, threads: int) -> None:
+    """[A14] However the threads are switched."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with contextlib.closing(TurnedLoop(factory, needs_keeper=True)) as loop:
+
+            def serve(number: int) -> None:
+                turn = Turn()
+                for step in range(3):
+                    turn.told = False
+                    loop.wait(turn, teller(loop, turn, 0.0001 * ((number + step) % 3)))
+                    assert turn.told
+
+            run_in_threads(serve, 1500, threads=threads)
+            assert loop._leader in (None, loop._keeper)
+            assert not loop._followers
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_an_exit_raised_in_the_loop_does_not_end_a_thread_that_happens_to_lead(
+    loop: TurnedLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[A9] Nor the keeper."""
+
+    def leave() -> None:
+        raise SystemExit("not yours")
+
+    for lead in (run_in_thread, lambda func: asyncio.run(_call(func))):
+        turn = Turn()
+        lead(lambda turn=turn: loop.wait(turn, in_turn(lambda: loop.native.call_soon(leave), teller(loop, turn, 0.02))))
+        assert turn.told
+    assert caplog.text.count("tried to end the thread") == 2
+
+
+async def _call(func: Callable[[], object]) -> None:
+    func()
+
+
+def test_an_interrupt_gives_the_loop_up(loop: TurnedLoop) -> None:
+    """[A20] The handler of a signal raises in the main thread: as the leader, and as a follower."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            loop.wait(Turn())
+        assert loop._leader is None
+
+        leader, leads = Turn(), Signal("leads")
+        leading = in_thread(loop.wait, leader, leads.set)
+        leads.wait()
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            loop.wait(Turn())
+        assert not loop._followers
+        loop.post(teller(loop, leader))
+        leading.result()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    turn = Turn()
+    loop.wait(turn, teller(loop, turn, 0.01))
+    assert turn.told
+
+
+# -- The end -----------------------------------------------------------------------------------------------------------
+
+
+def test_close_ends_tasks_generators_and_threads(factory: Factory) -> None:
+    """[A21]"""
+    loop = TurnedLoop(factory, needs_keeper=True)
+    ended: list[str] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            ended.append("generator")
+
+    generator = numbers()
+
+    async def work() -> None:
+        await anext(generator)
+        await asyncio.to_thread(ended.append, "thread")
+        try:
+            loop.tell(turn)
+            await asyncio.sleep(100)
+        finally:
+            ended.append("task")
+
+    turn = Turn()
+    tasks = []
+    loop.wait(turn, lambda: tasks.append(loop.native.create_task(work())))
+    loop.close()
+    loop.close()
+    assert ended == ["thread", "task", "generator"]
+    assert loop.native.is_closed()
+    loop.post(ended.clear)
+    assert ended
+    with pytest.raises(RuntimeError, match="closed"):
+        loop.wait(Turn())
+
+
+def test_close_waits_for_no_task_that_refuses_to_end(
+    factory: Factory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[A20]"""
+    monkeypatch.setattr("bridge.loops.CANCEL_SECONDS", 0.05)
+    loop = TurnedLoop(factory, needs_keeper=True)
+    loop.native.set_exception_handler(lambda loop, context: None)
+    may_end = False
+
+    async def refuse() -> None:
+        while not may_end:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1)
+
+    turn = Turn()
+    tasks: list[asyncio.Task[None]] = []
+    loop.wait(turn, in_turn(lambda: tasks.append(loop.native.create_task(refuse())), teller(loop, turn)))
+    loop.close()
+    assert loop.native.is_closed()
+    may_end = True
+    coroutine = tasks.pop().get_coro()
+    with contextlib.suppress(StopIteration, RuntimeError, asyncio.CancelledError):
+        coroutine.throw(asyncio.CancelledError)
+
+
+def test_a_thread_that_waits_when_the_loop_is_closed_hears_of_it(loop: TurnedLoop) -> None:
+    async def wait() -> None:
+        with pytest.raises(RuntimeError, match="closed"):
+            loop.wait(Turn())
+
+    waiting = in_thread(asyncio.run, wait())
+    wait_for(lambda: loop._followers)
+    loop.close()
+    waiting.result()
+
+
+def test_close_within_a_loop(factory: Factory) -> None:
+    """[A21] Within another one it is waited for, within its own it comes later."""
+
+    async def main() -> None:
+        other = TurnedLoop(factory, needs_keeper=False)
+        other.close()
+        assert other.native.is_closed()
+
+    asyncio.run(main())
+    own = TurnedLoop(factory, needs_keeper=True)
+    turn = Turn()
+    own.wait(turn, lambda: own.native.call_soon(in_turn(own.close, teller(own, turn))))
+    wait_for(own.native.is_closed)
+
+
+def test_a_pool_gives_a_loop_to_one_at_a_time_and_takes_it_back_clean(factory: Factory) -> None:
+    """[A14] [S2]"""
+    with contextlib.closing(LoopPool(factory)) as pool:
+        first, second = pool.take(), pool.take()
+        assert first is not second
+        turn = Turn()
+        tasks: list[asyncio.Task[None]] = []
+        sleep = asyncio.sleep(100)
+        first.wait(turn, in_turn(lambda: tasks.append(first.native.create_task(sleep)), teller(first, turn)))
+        first.keep()
+        wait_for(lambda: first._leader)
+        pool.give_back(first)
+        assert tasks[0].cancelled()
+        assert first._leader is None
+        assert pool.take() is first
+        pool.give_back(first)
+        pool.give_back(second)
+    assert first.native.is_closed()
+    assert second.native.is_closed()
+
+
+def test_a_loop_that_comes_back_to_a_closed_pool_is_closed(factory: Factory) -> None:
+    """[A21]"""
+    pool = LoopPool(factory)
+    loop = pool.take()
+    pool.close()
+    pool.close()
+    pool.give_back(loop)
+    assert loop.native.is_closed()
+
+
+def test_a_pool_keeps_no_more_than_its_measure(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.loops.POOLED_LOOPS", 1)
+    with contextlib.closing(LoopPool(factory)) as pool:
+        loops = [pool.take(), pool.take()]
+        for loop in loops:
+            pool.give_back(loop)
+        assert [loop.native.is_closed() for loop in loops] == [False, True]
+
+
+def test_a_loop_that_cannot_be_cleared_is_no_more_given_out(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A10]"""
+    monkeypatch.setattr("bridge.loops.CANCEL_SECONDS", 0.05)
+    cancels: list[int] = []
+
+    async def refuse() -> None:
+        while len(cancels) < 2:
+            try:
+                await asyncio.sleep(1)
+            except asyncio.CancelledError:
+                cancels.append(1)
+
+    with contextlib.closing(LoopPool(factory)) as pool:
+        loop = pool.take()
+        turn = Turn()
+        tasks: list[asyncio.Task[None]] = []
+        make = in_turn(lambda: tasks.append(loop.native.create_task(refuse())), teller(loop, turn, 0.001))
+        loop.wait(turn, make)
+        pool.give_back(loop)
+        assert loop.native.is_closed()
+        assert tasks[0].done()
+
+
+def test_a_child_drops_the_loop_unclosed(factory: Factory) -> None:
+    """[A20]"""
+    with contextlib.closing(TurnedLoop(factory, needs_keeper=True)) as loop:
+        reads, writes = os.pipe()
+        heard = Signal("heard")
+        turn = Turn()
+        loop.wait(turn, in_turn(lambda: loop.native.add_reader(reads, heard.set), teller(loop, turn)))
+        wait_for(lambda: loop._leader)  # the keeper, in the middle of it
+        child = os.fork()
+        if not child:
+            status = 1
+            with contextlib.suppress(BaseException):
+                loop.close()
+                loop.post(lambda: None)
+                try:
+                    loop.wait(Turn())
+                except RuntimeError:
+                    another = TurnedLoop(factory, needs_keeper=False)
+                    turn = Turn()
+                    another.wait(turn, teller(another, turn, 0.001))
+                    another.close()
+                    status = 0
+            os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        os.write(writes, b"x")
+        heard.wait()
+        again = Turn()
+        loop.wait(again, in_turn(lambda: loop.native.remove_reader(reads), teller(loop, again)))
+        os.close(reads)
+        os.close(writes)
