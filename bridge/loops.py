@@ -21,9 +21,12 @@ T = TypeVar("T")
 
 __all__ = ["LoopPool", "Turn", "TurnedLoop"]
 
-WATCH_SECONDS = 0.005
-"""How long a loop that has work left may stand still before its keeper takes it: twice that at the most. Timers of apps
-are late by no more; asyncio's own are late by a millisecond or two."""
+WATCH_SECONDS = 0.012
+"""How often the watch looks at loops that may be left alone. Each look costs the threads that are busy then a hand-over
+of the interpreter lock, so it shall be seldom; together with IDLE_SECONDS it bounds by how much timers may be late."""
+
+IDLE_SECONDS = 0.004
+"""How long nobody must have run a loop before its keeper takes it."""
 
 CANCEL_SECONDS = 5.0
 """How long tasks may go on after they were cancelled because their loop is closed, and threads after them. Guessed;
@@ -50,7 +53,7 @@ _numbers = itertools.count(1)
 # of run_forever() looks whether its Turn was told, and goes back if it was not.
 #
 # A loop that is left alone with work (`needs_keeper`) is watched by one thread of the process. If nobody has taken it
-# for a whole period, its keeper leads it, until a thread that waits wants it. In a busy time that never happens.
+# for IDLE_SECONDS, its keeper leads it, until a thread that waits wants it. In a busy time that never happens.
 # Threads that must not run a loop, because another one runs in them, wait as followers and have the keeper lead at
 # once.
 #
@@ -125,8 +128,7 @@ class TurnedLoop:
         self._followers: list[Turn] = []
         self._keeper: Turn | None = None  # once there is one
         self._watched = False
-        self._left = 0  # how often a leader has left the loop alone
-        self._left_before = 0  # at the watch's last look
+        self._left_at = 0.0  # when a leader has last left the loop alone, by time.monotonic()
         self._closed = False  # somebody closes it, or has
         self._over = False  # the event loop is closed
         _every.add(self)
@@ -248,7 +250,7 @@ class TurnedLoop:
             heir = self._choose_heir()
             self._leader = heir
             if heir is None:
-                self._left += 1
+                self._left_at = time.monotonic()
                 if self.needs_keeper and not self._watched:
                     watch = self._watched = True
         if heir is not None:
@@ -304,7 +306,7 @@ class TurnedLoop:
         heir._wake()
 
     def tend(self) -> bool:
-        """Have the keeper lead if nobody has since the last look. From the watch only.
+        """Have the keeper lead if nobody has for IDLE_SECONDS. From the watch only.
 
         Returns:
             Whether to look again.
@@ -313,8 +315,7 @@ class TurnedLoop:
             if self._closed or not self.needs_keeper or (self._leader is not None and self._leader is self._keeper):
                 self._watched = False
                 return False
-            if self._leader is not None or self._left != self._left_before:
-                self._left_before = self._left
+            if self._leader is not None or time.monotonic() - self._left_at < IDLE_SECONDS:
                 return True
             try:
                 keeper = self._leader = self._get_keeper()
