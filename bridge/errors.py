@@ -33,8 +33,8 @@ class ClientDisconnected(BridgeError, ConnectionAbortedError):
     """Raised in an app that reads from or writes to a client which is gone.
 
     It is an ``OSError``, as the ASGI specification asks of ``send()`` (HTTP, "Disconnected Client"), and a
-    ``ConnectionError``, so that frameworks treat it like a broken socket; of its kinds ``ConnectionAbortedError``, which
-    servers do not take for anybody's mistake.
+    ``ConnectionError``, so that frameworks treat it like a broken socket; of its kinds the one that servers do not take
+    for anybody's mistake.
     """
 
 

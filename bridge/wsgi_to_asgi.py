@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import contextvars
 import enum
+import logging
 import os
+import tempfile
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
@@ -29,7 +31,7 @@ from bridge.workers import Workers
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, MutableMapping
     from contextlib import AbstractAsyncContextManager
-    from typing import BinaryIO, TypeAlias
+    from typing import IO, BinaryIO, TypeAlias
     from wsgiref.types import WSGIApplication
 
     from anyio.abc import TaskGroup
@@ -52,10 +54,15 @@ ITEM_SIZE = 512
 """Bytes that a block takes beside its own: one that comes a byte at a time shall fill the window, too."""
 
 BROUGHT = 1024 * 1024
-"""Bytes of a body that code which runs in the loop can read: it cannot wait there, so they are brought before."""
+"""Bytes of a body that are kept in memory, and not in a file, where it has to be brought before the app asks for it."""
+
+SHUTDOWN_SECONDS = 30.0
+"""How long a shutdown waits for the requests in flight, before it leaves them: uvicorn's and gunicorn's grace."""
 
 STREAM_SECONDS = 1.0
 """After its first second, a response that streams gives its place among the threads back."""
+
+logger = logging.getLogger("bridge")
 
 
 class WsgiToAsgi:
@@ -117,12 +124,18 @@ class WsgiToAsgi:
         async with contextlib.AsyncExitStack() as stack:
             state = await stack.enter_async_context(self._lifespan(self)) if self._lifespan else None
             # Left first: the requests in flight still have what the lifespan made.
-            stack.push_async_callback(anyio.to_thread.run_sync, self._workers.stop, abandon_on_cancel=True)
+            stack.push_async_callback(self._stop_workers)
             self._state = state
             try:
                 yield state
             finally:
                 self._state = None
+
+    async def _stop_workers(self) -> None:
+        stop = self._workers.stop
+        if not await anyio.to_thread.run_sync(stop, SHUTDOWN_SECONDS, abandon_on_cancel=True):
+            running = self._workers.running + self._workers.streaming
+            logger.error("%d requests are still in the app %.0f s after the shutdown began", running, SHUTDOWN_SECONDS)
 
     def close(self) -> None:
         """Wait for the requests in flight, and stop the threads. A later request starts new ones."""
@@ -219,7 +232,7 @@ class _Cycle:
         self._place: Place | None = None
         self._worker = 0  # its thread
         self._body_read = False  # to its end
-        self._brought: deque[bytes] = deque()  # chunks that were brought before the app asked for them
+        self._brought: IO[bytes] | None = None  # the body, where it was brought before the app asked for it
         self._last_item: _Item | None = None  # to be put together with DONE
         self._app_error: BaseException | None = None
 
@@ -287,7 +300,7 @@ class _Cycle:
                 if item is _Word.READ or item is _Word.READ_ASIDE:
                     if self._wanted is not None:
                         self._wanted.set()
-                    if group is None:
+                    if group is None and item is _Word.READ:  # the worker itself waits, and has nothing else to say
                         await self._receive_chunk()
                 elif item is not _Word.SLOW:
                     messages, size = item
@@ -445,6 +458,8 @@ class _Cycle:
             self._app_context.run(self._run_app)
         except BaseException as error:
             self._app_error = error
+        if self._brought is not None:
+            self._brought.close()
         SyncToAsync.threadlocal.main_event_loop = None  # an idle thread keeps neither a loop nor a request
         if self._last_item is None:
             self._outlet.put_last(_Word.DONE)
@@ -510,35 +525,38 @@ class _Cycle:
 
     def _next_chunk(self) -> bytes:
         """The next of the body's bytes, for ``wsgi.input``."""
-        if self._brought:
-            return self._brought.popleft()
+        if self._brought is not None:
+            chunk = self._brought.read(INPUT_WINDOW)
+            if chunk:
+                return chunk
         if self._body_read:
             return b""
         try:
-            chunk = self._inlet.get_nowait()
-            if chunk is None:
-                if threading.get_ident() == self._door.thread:
+            item = self._inlet.get_nowait()
+            if item is None:
+                thread = threading.get_ident()
+                if thread == self._door.thread:
                     raise ProtocolError(
-                        f"the app read wsgi.input in the event loop, where no more than {BROUGHT} bytes can be had,"
-                        " for nothing can be waited for: read it before async code is called"
+                        "the app read wsgi.input in the event loop, where its body cannot be waited for"
                     )
-                aside = threading.get_ident() != self._worker
-                self._outlet.put(_Word.READ_ASIDE if aside else _Word.READ)
-                chunk = self._inlet.get()
+                self._outlet.put(_Word.READ if thread == self._worker else _Word.READ_ASIDE)
+                item = self._inlet.get()
         except Closed:
             raise ClientDisconnected("the client left before the whole body was read") from None
-        self._body_read = not chunk
-        return chunk
+        self._body_read = not item
+        return item
 
     def _bring_body(self) -> None:
-        """Bring what can be brought of the body, before code of the app runs in the loop and might read it there."""
-        brought = deque(self._brought)
-        self._brought.clear()
+        """Bring the body before code of the app runs in the loop, which may read it there, but cannot wait for it."""
+        if self._brought is not None:
+            return
+        brought: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=BROUGHT)  # noqa: SIM115  # the worker closes it
         try:
-            while not self._body_read and sum(map(len, brought)) < BROUGHT:
-                brought.append(self._next_chunk())
+            while chunk := self._next_chunk():
+                brought.write(chunk)
         except ClientDisconnected:
             pass  # the app hears it when it reads that far
+        brought.seek(0)
         self._brought = brought
 
     # -- What the app calls -------------------------------------------------------------------------------------------
@@ -571,7 +589,7 @@ class _Cycle:
 def _streams(messages: tuple[ASGISendEvent, ...]) -> bool:
     """Whether the thread stays with the response after these messages."""
     last: Any = messages[-1]
-    return last.get("more_body", False) or last["type"] == "http.response.pathsend"
+    return bool(last.get("more_body")) or last["type"] == "http.response.pathsend"
 
 
 def _client_left() -> ClientDisconnected:
