@@ -123,6 +123,7 @@ class TurnedLoop:
         self.needs_keeper = needs_keeper
         self._executor = _Executor()
         self.native.set_default_executor(self._executor)
+        self._root = self._make_root()
         self._mutex = threading.Lock()
         self._leader: Turn | None = None
         self._followers: list[Turn] = []
@@ -132,6 +133,24 @@ class TurnedLoop:
         self._closed = False  # somebody closes it, or has
         self._over = False  # the event loop is closed
         _every.add(self)
+
+    def _make_root(self) -> asyncio.Task[None]:
+        """The task that anyio takes for the one with which the loop was started.
+
+        anyio ends its worker threads with that task, and knows it by the callback of ``run_until_complete()``, which is
+        private to asyncio. Without it each request would start threads of its own for its sync endpoints.
+        """
+        root = self.native.create_task(_sleep_forever())
+        mark = getattr(asyncio.base_events, "_run_until_complete_cb", None)
+        if mark is not None:
+            root.add_done_callback(mark)  # at the loop's end; all it does is to stop the loop, which is a hint
+        return root
+
+    def _tasks(self) -> set[asyncio.Task[Any]]:
+        """What runs in the loop for others."""
+        tasks = asyncio.all_tasks(self.native)
+        tasks.discard(self._root)
+        return tasks
 
     # -- Waiting ----------------------------------------------------------------------------------------------------
 
@@ -361,14 +380,14 @@ class TurnedLoop:
             self._executor.shutdown(wait=False)
             self._executor = _Executor()
             self.native.set_default_executor(self._executor)
-        if not ready and self._leader is None and not asyncio.all_tasks(self.native):
+        if not ready and self._leader is None and not self._tasks():
             return True
         if asyncio._get_running_loop() is not None:
             return _in_thread(partial(self.clear, ready))
         with self._led():
             if ready:
                 self._finish(_run_what_is_ready())
-            tasks = asyncio.all_tasks(self.native)
+            tasks = self._tasks()
             return not tasks or self._finish(_cancel(tasks))
 
     def close(self) -> None:
@@ -423,6 +442,10 @@ class _Executor(ThreadPoolExecutor):
 async def _run_what_is_ready() -> None:
     for _ in range(3):  # the loop makes the finalizer's task, then begins it
         await asyncio.sleep(0)
+
+
+async def _sleep_forever() -> None:
+    await asyncio.get_running_loop().create_future()
 
 
 async def _cancel(tasks: set[asyncio.Task[Any]]) -> bool:

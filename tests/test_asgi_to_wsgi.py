@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio.to_thread
 import pytest
 import uvloop
 from asgiref.sync import sync_to_async
@@ -676,6 +677,25 @@ def test_a_result_that_is_dropped_without_close_is_closed(wrap: Wrap) -> None:
     del blocks
     gc.collect()
     left.wait()
+
+
+def test_sync_code_of_one_request_after_another_runs_in_a_thread_that_is_reused(wrap: Wrap) -> None:
+    """[A16] anyio ties its threads to the task that started the loop; there has to be one that outlives a request."""
+    threads: set[threading.Thread] = set()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        threads.add(await anyio.to_thread.run_sync(threading.current_thread))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    application = wrap(app)
+    for _ in range(20):
+        assert WsgiServer().run(application).body == b"ok"
+    assert len(threads) == 1
+    application.close()
+    for thread in threads:
+        thread.join(LIMIT)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("loop", ["request"])

@@ -33,10 +33,11 @@ async def test_a_stream_of_small_blocks_leaves_the_loop_to_others() -> None:
     async def receive() -> Any:
         await anyio.sleep_forever()
 
+    bridge: Any = WsgiToAsgi(answer(small()))
     turns = 0
     with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
-            group.start_soon(WsgiToAsgi(answer(small())), make_scope(), receive, send)
+            group.start_soon(bridge, make_scope(), receive, send)
             try:
                 for turns in range(1, 21):  # noqa: B007
                     await anyio.sleep(0.001)

@@ -223,7 +223,7 @@ async def test_thousands_of_requests_that_end_at_random_moments(yields: bool) ->
     await in_thread(wrapped._workers.stop, 10).result_async()
     workers = wrapped._workers
     assert (workers.running, workers.streaming, workers.waiting, workers.alive) == (0, 0, 0, 0)
-    assert len(bodies) > 1000
+    assert len(bodies) > 250  # the slower the machine, the more are cancelled before they reach the app
     assert [body.closes for body in bodies] == [1] * len(bodies)
     assert {type(error) for error in errors} <= {LookupError, anyio.get_cancelled_exc_class()}
 
