@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import queue
 import threading
@@ -27,6 +28,9 @@ of the interpreter lock, so it shall be seldom; together with IDLE_SECONDS it bo
 
 IDLE_SECONDS = 0.004
 """How long nobody must have run a loop before its keeper takes it."""
+
+GIVE_WAY_SECONDS = 0.00005
+"""How long a thread sleeps so that the watch can look: about what it takes a thread to wake up."""
 
 CANCEL_SECONDS = 5.0
 """How long tasks may go on after they were cancelled because their loop is closed, and threads after them. Guessed;
@@ -276,6 +280,8 @@ class TurnedLoop:
             heir._wake()
         elif watch:
             _watch.add(self)
+        elif self._left_at > _watch.due:
+            _watch.give_way()
 
     def _choose_heir(self) -> Turn | None:
         """Who shall lead next. Under the mutex."""
@@ -519,6 +525,16 @@ class _Watch:
         self._newcomers: queue.SimpleQueue[TurnedLoop] = queue.SimpleQueue()
         self._started = False
         self._mutex = threading.Lock()  # guards the start
+        self.due = math.inf  # when the next look is due, by time.monotonic()
+
+    def give_way(self) -> None:
+        """Let the watch look, which is due: it waits for the interpreter lock.
+
+        A thread that lets the lock go for a moment only, as a loop does at each turn, tries to wake who waits for it, and
+        has it again before the other is awake. So both would be held up for the switch interval, 5 ms.
+        """
+        self.due = math.inf
+        time.sleep(GIVE_WAY_SECONDS)
 
     def add(self, loop: TurnedLoop) -> None:
         self._newcomers.put(loop)
@@ -532,7 +548,9 @@ class _Watch:
         while True:
             loops = [self._newcomers.get()]
             while loops:
+                self.due = time.monotonic() + WATCH_SECONDS
                 time.sleep(WATCH_SECONDS)
+                self.due = math.inf
                 with contextlib.suppress(queue.Empty):
                     while True:
                         loops.append(self._newcomers.get_nowait())
