@@ -530,8 +530,8 @@ class _Watch:
     def give_way(self) -> None:
         """Let the watch look, which is due: it waits for the interpreter lock.
 
-        A thread that lets the lock go for a moment only, as a loop does at each turn, tries to wake who waits for it, and
-        has it again before the other is awake. So both would be held up for the switch interval, 5 ms.
+        A thread that lets the lock go for a moment only, as a loop does at each turn, tries to wake who waits for it,
+        and has it again before the other is awake. So both would be held up for the switch interval, 5 ms.
         """
         self.due = math.inf
         time.sleep(GIVE_WAY_SECONDS)
