@@ -47,7 +47,7 @@ __all__ = ["WsgiToAsgi"]
 WINDOW = 256 * 1024
 """Bytes of a response that may be under way: a slow client's share of memory, and a fast one's batch."""
 
-INPUT_WINDOW = 64 * 1024
+INPUT_WINDOW = 256 * 1024
 """Bytes of a request's body that may lie here before the app reads them."""
 
 ITEM_SIZE = 512
