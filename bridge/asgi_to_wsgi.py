@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import contextvars
 import errno
 import logging
 import os
@@ -112,7 +113,11 @@ class AsgiToWsgi:
             ClientDisconnected: The client left before the response began.
             BaseException: Whatever else the app raised before its response began, as itself.
         """
-        return _Cycle(self, self._life, environ, start_response).begin()
+        try:
+            cycle = _Cycle(self, self._life, environ, start_response)
+        except BadRequest as error:
+            return _refuse(error, start_response)
+        return cycle.begin()
 
     def startup(self) -> None:
         """Start the app now, and not at the first request.
@@ -186,6 +191,7 @@ class _Life:
         self._lifespan_task: asyncio.Task[None] | None = None  # loops hold their tasks weakly
         self._turn = Turn()
         self._mutex = threading.Lock()
+        self._changer = 0  # the thread that holds it
 
     def enter(self, cycle: _Cycle) -> TurnedLoop:
         """Let a request in; the app is started for the first one.
@@ -206,7 +212,9 @@ class _Life:
             self.cycles.discard(cycle)
 
     def start(self, app: Any) -> None:
-        with self._mutex:
+        if _starting.get() is self:
+            raise RuntimeError("the app asked its own wrapper for an answer before its startup was complete")
+        with self._changing():
             if self.started:
                 return
             _register_exit()
@@ -225,24 +233,41 @@ class _Life:
         def begin() -> None:
             self._lifespan_task = home.native.create_task(lifespan.run())
 
+        token = _starting.set(self)  # the lifespan's task and what it starts see it
         try:
             turn.told = False
             home.wait(turn, begin)
         except BaseException:
             home.close()
             raise
+        finally:
+            _starting.reset(token)
         if lifespan.stage in (Stage.STARTED, Stage.STOPPED):  # it may have ended by itself, right after its word
             self._home, self._lifespan, self.state = home, lifespan, lifespan.state
             return
         home.close()
+        if isinstance(lifespan.error, (KeyboardInterrupt, SystemExit)):
+            raise lifespan.error
         if lifespan.stage is Stage.FAILED:
             raise LifespanFailure(f"the app refused to start: {lifespan.message}") from lifespan.error
         if self._lifespan_wish == "on":
             raise LifespanFailure("the app knows no lifespan, and lifespan='on' asks for one") from lifespan.error
 
+    @contextlib.contextmanager
+    def _changing(self) -> Generator[None]:
+        """Hold the mutex; an error if this thread does already, in the middle of which a signal's handler runs."""
+        if self._changer == threading.get_ident():
+            raise RuntimeError("a startup or a shutdown of this app is under way in this very thread")
+        with self._mutex:
+            self._changer = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._changer = 0
+
     def stop(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         running = asyncio._get_running_loop()
-        with self._mutex:
+        with self._changing():
             if not self.started:
                 return
             if running is not None and self._lives_in(running):
@@ -295,6 +320,7 @@ class _Life:
 
 
 _every: weakref.WeakSet[_Life] = weakref.WeakSet()
+_starting: contextvars.ContextVar[_Life | None] = contextvars.ContextVar("bridge.starting", default=None)
 _started: set[_Life] = set()
 _exit_registered = False
 
@@ -387,6 +413,7 @@ class _Cycle:
         "_reader",
         "_receivers",
         "_response",
+        "_scope",
         "_senders",
         "_start_response",
         "_taken",
@@ -432,6 +459,10 @@ class _Cycle:
         self._timer: asyncio.TimerHandle | None = None
         self._receivers: list[asyncio.Future[None]] = []  # woken when there is something to receive
         self._senders: list[asyncio.Future[None]] = []  # woken when the window has room
+        # What the server says is translated before anything is begun that would have to be ended.
+        self._reader = BodyReader(environ)
+        self._scope = self._build_scope()
+        self._response = AsgiResponse(self._scope["method"], self._scope["extensions"])
         self._loop = life.enter(self)
         self._pool = None if self._loop is life.shared else life.pool  # of a loop of our own
 
@@ -440,9 +471,9 @@ class _Cycle:
     def begin(self) -> Iterable[bytes]:
         """Run the app until its response begins."""
         try:
-            self._reader = BodyReader(self._environ)
-            scope = self._build_scope()
-            response = self._response = AsgiResponse(scope["method"], scope["extensions"])
+            scope, self._scope = self._scope, {}
+            scope["state"] = self._life.state.copy()
+            response = self._response
             self._wait(partial(self._create_task, scope))
             if not self._opened:
                 self._raise_failure(f"the app ended without a response: it is {response.state.name} of it")
@@ -452,8 +483,6 @@ class _Cycle:
             if response.path is not None:
                 self._send_trailers()
                 return self._environ["wsgi.file_wrapper"](PathFile(response.path, result.close))  # type: ignore[no-any-return]
-        except BadRequest as error:
-            return self._refuse(error)
         except BaseException:
             self.close()
             raise
@@ -464,7 +493,6 @@ class _Cycle:
     def _build_scope(self) -> dict[str, Any]:
         environ = self._environ
         scope: dict[str, Any] = build_scope(environ)  # type: ignore[assignment]
-        scope["state"] = self._life.state.copy()
         extensions = scope["extensions"]
         if "wsgi.file_wrapper" in environ:
             extensions["http.response.pathsend"] = {}
@@ -474,14 +502,6 @@ class _Cycle:
             extensions["http.response.trailers"] = {}
         return scope
 
-    def _refuse(self, error: BadRequest) -> Iterable[bytes]:
-        self._ended = True
-        self.close()
-        text = f"Bad Request: {error}\n".encode("utf-8", "replace")
-        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))]
-        self._start_response("400 Bad Request", headers)
-        return [text]
-
     def next_block(self) -> bytes:
         """The next block for the server."""
         while True:
@@ -490,9 +510,8 @@ class _Cycle:
                 block = self._blocks.popleft()
                 self._taken += len(block)
                 if self._senders and not self._blocks:
-                    self._loop.post(
-                        self._wake_senders
-                    )  # they may fill the window while the server sends its last block
+                    # They may fill the window while the server sends its last block.
+                    self._loop.post(self._wake_senders)
                 return block
             if over:
                 if self._whole or self.closed:
@@ -793,6 +812,13 @@ def _yield_once() -> Generator[None, None, None]:
     yield
 
 
+def _refuse(error: BadRequest, start_response: StartResponse) -> Iterable[bytes]:
+    text = f"Bad Request: {error}\n".encode("utf-8", "replace")
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))]
+    start_response("400 Bad Request", headers)
+    return [text]
+
+
 def _client_left() -> ClientDisconnected:
     # Servers know by the number that nobody has made a mistake.
     return ClientDisconnected(errno.ECONNRESET, "the client left before the whole response was sent")
@@ -806,6 +832,8 @@ def _tells_of_leaving(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, (ClientDisconnected, asyncio.CancelledError)):
             return True
+        if isinstance(error, BaseExceptionGroup):
+            return all(map(_tells_of_leaving, error.exceptions))
         error = error.__cause__ or error.__context__
     return False
 

@@ -120,7 +120,7 @@ def content_length(value: str | bytes) -> int:
     Raises:
         BadRequest: It is no plain decimal: ASCII digits, with no sign, space, comma or underscore.
     """
-    if not (value.isascii() and value.isdigit() and len(value) <= _LENGTH_DIGITS):
+    if not (isinstance(value, (str, bytes)) and value.isascii() and value.isdigit() and len(value) <= _LENGTH_DIGITS):
         raise BadRequest(f"expected a plain decimal as Content-Length, got {shown(value)}")
     return int(value)
 

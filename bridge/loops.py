@@ -87,11 +87,12 @@ class Turn:
         told: Whether it has happened. Set by `TurnedLoop.tell`; the thread itself takes it back before it waits anew.
     """
 
-    __slots__ = ("_lock", "leads", "told")
+    __slots__ = ("_lock", "leads", "thread", "told")
 
     def __init__(self) -> None:
         self.told = False
         self.leads = True  # whether the thread may run a loop
+        self.thread = 0  # that waits
         self._lock: threading.Lock | None = None
 
     def _sleep(self) -> None:
@@ -208,6 +209,7 @@ class TurnedLoop:
         """Become the leader: True; or wait as a follower until the turn was told: False."""
         running = asyncio._get_running_loop()
         turn.leads = running is None
+        turn.thread = threading.get_ident()
         if running is not None and running is self.native:
             raise RuntimeError("an event loop cannot be waited for by what runs in it")
         keeper = None
@@ -215,6 +217,8 @@ class TurnedLoop:
         with self._mutex:
             if self._over:
                 raise RuntimeError("the event loop is closed")
+            if self._leader is not None and self._leader.thread == turn.thread and turn.leads:
+                self._leader = None  # ourselves, before an interrupt kept us from stepping down
             if self._leader is None and turn.leads:
                 self._leader = turn
             else:

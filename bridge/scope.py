@@ -82,7 +82,7 @@ def build_websocket_scope(environ: dict[str, Any]) -> WebSocketScope:
 def _raw_path(environ: dict[str, Any], path: str, path_bytes: bytes) -> bytes:
     """The path as it was sent, where the server tells and no middleware has rewritten it since; else quoted anew."""
     target: str = environ.get("REQUEST_URI") or environ.get("RAW_URI") or environ.get("RAW_PATH_INFO") or ""
-    if target:
+    if target and isinstance(target, str):
         target = target.partition("?")[0]
         if target == path and path.isascii():  # the common case, and quick
             return path_bytes
