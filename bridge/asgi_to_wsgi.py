@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
@@ -833,7 +833,7 @@ def _tells_of_leaving(error: BaseException | None) -> bool:
         if isinstance(error, (ClientDisconnected, asyncio.CancelledError)):
             return True
         if isinstance(error, BaseExceptionGroup):
-            return all(map(_tells_of_leaving, error.exceptions))
+            return all(map(_tells_of_leaving, cast("BaseExceptionGroup[BaseException]", error).exceptions))
         error = error.__cause__ or error.__context__
     return False
 
