@@ -460,7 +460,8 @@ def test_refusal_comes_in_place_of_100_continue(site: Site) -> None:
         with running.connect(timeout=0.5) as connection:
             send(connection, "POST /refuse HTTP/1.1", "Content-Length: 10", "Expect: 100-continue")
             with contextlib.suppress(TimeoutError):  # not every server knows of 100
-                return receive_until(connection, b"\r\n").split()[1] == b"413"
+                # To its end: hypercorn on trio falls over a client that leaves while it still sends.
+                return read_response(connection)[0] == 413
         return False
 
     site.as_sent_or_as_natively(True, refuses)

@@ -108,7 +108,8 @@ def test_jobs_wait_in_order_for_a_place(threads: int) -> None:
     for job in jobs:
         workers.submit(job)
     for number, job in enumerate(jobs):
-        job.begun.wait()
+        for other in jobs[: number + threads]:
+            other.begun.wait()
         until(lambda: not workers._coming)
         assert [other.begun.is_set() for other in jobs] == [True] * min(number + threads, len(jobs)) + [False] * max(
             len(jobs) - number - threads, 0
