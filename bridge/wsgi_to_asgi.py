@@ -317,9 +317,7 @@ class _Cycle:
         if _Word.DONE in items:
             return False  # nothing is left to be stopped
         for item in items:
-            if item is _Word.SLOW:
-                return True
-            if item is _Word.READ_ASIDE:
+            if item is _Word.SLOW or item is _Word.READ_ASIDE:
                 return True
             if item is _Word.READ:
                 # In pieces, or big enough to be sent in pieces: then it is brought ahead of the reads. hypercorn ends
