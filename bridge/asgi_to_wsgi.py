@@ -17,7 +17,6 @@ import time
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -26,14 +25,13 @@ from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from bridge.body import BodyReader
 from bridge.errors import BadRequest, ClientDisconnected, LifespanFailure, ProtocolError, shown
 from bridge.files import PathFile
-from bridge.headers import decode_headers
 from bridge.lifespan import Lifespan, Stage
 from bridge.loops import LoopPool, Turn, TurnedLoop
-from bridge.response import AsgiResponse, State
+from bridge.response import COMPLETE, NOTHING, STARTED, AsgiResponse
 from bridge.scope import build_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from types import TracebackType
     from typing import Self
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -53,8 +51,6 @@ PATIENCE_SECONDS = 5.0
 
 WAIT_SECONDS = 0.005
 """How often a shutdown looks whether the requests in flight have ended."""
-
-EARLY_HINT = "http.response.early_hint"
 
 LOOK_SECONDS = 0.2
 """How often a request that waits or streams looks whether its client is still there."""
@@ -396,14 +392,12 @@ class _Cycle:
         "_begun",
         "_blocks",
         "_body_received",
-        "_early_hints",
         "_ended",
         "_environ",
         "_errors",
         "_given",
         "_given_up",
         "_gone",
-        "_hints",
         "_left",
         "_life",
         "_loop",
@@ -432,7 +426,6 @@ class _Cycle:
         self._life = life
         self._environ = environ
         self._start_response = start_response
-        self._early_hints: Callable[[list[tuple[str, str]]], object] | None = environ.get("wsgi.early_hints")
         self._turn = Turn()
         # The thread's
         self._begun = False  # status and headers are known to the server
@@ -443,7 +436,6 @@ class _Cycle:
         # The task's, read by the thread
         self._blocks: deque[bytes] = deque()
         self._given = 0  # bytes of all blocks so far
-        self._hints: deque[list[tuple[str, str]]] = deque()
         self._whole = False  # the last block is among the blocks, or was
         self._errors: list[BaseException] = []
         self._ended = False
@@ -460,7 +452,7 @@ class _Cycle:
         self._receivers: list[asyncio.Future[None]] = []  # woken when there is something to receive
         self._senders: list[asyncio.Future[None]] = []  # woken when the window has room
         # What the server says is translated before anything is begun that would have to be ended.
-        self._reader = BodyReader(environ)
+        self._reader = BodyReader(environ) if environ.get("CONTENT_LENGTH") else None
         self._scope = self._build_scope()
         self._response = AsgiResponse(self._scope["method"], self._scope["extensions"])
         self._loop = life.enter(self)
@@ -496,7 +488,7 @@ class _Cycle:
         extensions = scope["extensions"]
         if "wsgi.file_wrapper" in environ:
             extensions["http.response.pathsend"] = {}
-        if self._early_hints is not None:
+        if "wsgi.early_hints" in environ:
             extensions["http.response.early_hint"] = {}
         if "gunicorn.http2.send_trailers" in environ or "wsgi.ext.http.send_trailers" in environ:
             extensions["http.response.trailers"] = {}
@@ -526,21 +518,25 @@ class _Cycle:
         turn.told = False
         # What was told before that line is here already.
         while True:
-            if self._hints:
-                assert self._early_hints is not None
-                self._early_hints(self._hints.popleft())
+            if self._response.hints:
+                self._environ["wsgi.early_hints"](self._response.hints.popleft())
             elif self._blocks or self._whole or self._ended or self._given_up or (self._opened and not self._begun):
                 break
             elif self._wants_chunk:
                 self._wants_chunk = False
                 self._loop.keep()
-                callback = partial(self._deliver, self._reader.next_message())
+                callback = partial(self._deliver, self._read())
             else:
                 self._loop.wait(turn, callback)
                 turn.told = False
                 callback = None
         if callback is not None:
             self._loop.post(callback)
+
+    def _read(self) -> ASGIReceiveEvent:
+        if self._reader is None:
+            self._reader = BodyReader(self._environ)
+        return self._reader.next_message()
 
     def _send_trailers(self) -> None:
         trailers, self._response.trailers = self._response.trailers, []
@@ -612,8 +608,8 @@ class _Cycle:
 
     def _take_error(self) -> BaseException | None:
         try:
-            return self._errors.pop()
-        except IndexError:
+            return self._errors.pop() if self._errors else None
+        except IndexError:  # two came for it at once
             return None
 
     def runs_in(self, native: asyncio.AbstractEventLoop) -> bool:
@@ -652,7 +648,7 @@ class _Cycle:
 
     async def _receive(self) -> ASGIReceiveEvent:
         while not self._messages:
-            if self._gone or self._ended or self._response.state is State.COMPLETE:
+            if self._gone or self._ended or self._response.state is COMPLETE:
                 return {"type": "http.disconnect"}
             if self._body_received:
                 self._watch_client()
@@ -677,40 +673,27 @@ class _Cycle:
     async def _send(self, message: ASGISendEvent) -> None:
         if self._gone:
             raise _client_left()
-        if self._early_hints is not None and isinstance(message, Mapping) and message.get("type") == EARLY_HINT:
-            self._hint(message)
-        elif not self._respond(message):
-            return
-        self._loop.tell(self._turn)
-        await self._let_thread_take()
-
-    def _respond(self, message: ASGISendEvent) -> bool:
-        """Take a message of the response; whether the thread has to hear of it."""
-        block = self._response.send(message)
-        state = self._response.state
+        response = self._response
+        block = response.send(message)
         if block:
             self._blocks.append(block)
             self._given += len(block)
-        if state is State.COMPLETE:
-            self._whole = True
+        if response.state is COMPLETE:
+            self._whole = self._opened = True
             self._wake_receivers()
-        elif not block and (self._opened or state is State.STARTED):
-            return False
-        else:
+        elif block or not (self._opened or response.state in (NOTHING, STARTED)):
+            self._opened = True
             self._watch_client()
-        self._opened = True
-        return True
-
-    def _hint(self, message: Mapping[str, Any]) -> None:
-        links: Iterable[bytes] | None = message.get("links")
-        if self._opened or not isinstance(links, Iterable):
-            raise ProtocolError(f"send() expected links, before the response's body, got {shown(message)}")
-        self._hints.append(decode_headers([(b"Link", link) for link in links]))
-
-    async def _let_thread_take(self) -> None:
-        """Go on when the server's thread is on its way with the block, and the window has room for another."""
+        elif not response.hints:
+            return
+        self._loop.tell(self._turn)
+        # Go on when the server's thread is on its way with the block, and the window has room for another.
         while self._turn.told and self._loop.is_led_by(self._turn):
             await _yield_once()  # the loop was told to stop: once on asyncio, twice on uvloop
+        if self._given - self._taken > WINDOW:
+            await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
         while self._given - self._taken > WINDOW and not (self._gone or self._whole):
             sender = self._loop.native.create_future()
             self._senders.append(sender)
@@ -737,12 +720,12 @@ class _Cycle:
     def _look_at_client(self, has_left: Callable[[], bool]) -> None:
         if has_left():
             self._hang_up()
-        elif self._response.state is not State.COMPLETE:
+        elif self._response.state is not COMPLETE:
             self._set_timer(LOOK_SECONDS, self._look_at_client, has_left)
 
     def _hang_up(self) -> None:
         """The client has left: the app hears of it, and may clean up for a while."""
-        if self._gone or self._ended or self._response.state is State.COMPLETE:
+        if self._gone or self._ended or self._response.state is COMPLETE:
             return
         self._gone = True
         if self._task is None:  # nor will there be one: an interrupt came before

@@ -31,10 +31,10 @@ HOP_BY_HOP = frozenset(
 """The headers that PEP 3333 ("Other HTTP Features") forbids to apps, in the words of ``wsgiref.util``."""
 
 _CACHE_LIMIT = 1024
-"""Names in one cache. Sites use some dozens; a client that sends random names makes the cache start over."""
+"""Names, or headers, in one cache. Sites use some dozens; a client that sends random names makes it start over."""
 
 _CACHED_NAME_LIMIT = 64
-"""Longer names are translated anew each time, so that a cache holds at most 64 KiB of a client's bytes."""
+"""Longer names and headers are translated anew each time: a cache holds at most 64 KiB of somebody else's bytes."""
 
 _LENGTH_DIGITS = 18
 """No body is longer; ``int()`` refuses 4,301 digits, and is slow before that."""
@@ -42,20 +42,33 @@ _LENGTH_DIGITS = 18
 _is_token = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch  # RFC 9110, 5.6.2
 _has_forbidden = re.compile("[\x00\r\n]").search  # RFC 9110, 5.5
 
-# Names seen before and what they translate to; None is for a name that must not pass.
+# Names seen before and what they translate to, and whole headers of responses, most of which are the same for every
+# request; None is for what must not pass.
 _environ_keys: dict[bytes, str | None] = {}
 _header_names: dict[str, bytes | None] = {}
 _encoded_names: dict[str, bytes | None] = {}
 _decoded_names: dict[bytes, str | None] = {}
+_encoded_headers: dict[tuple[str, str], tuple[bytes, bytes] | None] = {}
+_decoded_headers: dict[tuple[bytes, bytes], tuple[str, str] | None] = {}
 
 
 def _remember(cache: dict[Any, Any], name: str | bytes, translation: Any) -> Any:
     """Keep a translation in its bounded cache. Two threads that do so at once keep the same."""
     if len(name) <= _CACHED_NAME_LIMIT:
-        if len(cache) >= _CACHE_LIMIT:
-            cache.clear()
-        cache[name] = translation
+        _keep(cache, name, translation)
     return translation
+
+
+def _remember_header(cache: dict[Any, Any], header: Any, size: int, translation: Any) -> None:
+    """Keep the translation of a whole header, if it is short. A Set-Cookie is for one client, and never kept."""
+    if isinstance(header, tuple) and size <= _CACHED_NAME_LIMIT:
+        _keep(cache, header, translation)
+
+
+def _keep(cache: dict[Any, Any], key: Any, translation: Any) -> None:
+    if len(cache) >= _CACHE_LIMIT:
+        cache.clear()
+    cache[key] = translation
 
 
 # -- Requests --------------------------------------------------------------------------------------------------------
@@ -104,13 +117,19 @@ def from_cgi(environ: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
     CONTENT_LENGTH says that there is none (PEP 3333, "environ Variables").
     """
     headers: list[tuple[bytes, bytes]] = []
+    names = _header_names
     for key, value in environ.items():
         try:
-            name = _header_names[key]
+            name = names[key]
         except KeyError:
             name = _header_name(key)
-        if name is not None and type(value) is str and (value or key[:5] == "HTTP_"):
-            headers.append((name, wire_bytes(value)))
+        if name is not None and type(value) is str:
+            try:
+                encoded = value.encode("latin-1")
+            except UnicodeEncodeError:
+                encoded = wire_bytes(value)
+            if encoded or key[:5] == "HTTP_":
+                headers.append((name, encoded))
     return headers
 
 
@@ -176,19 +195,11 @@ def encode_headers(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     encoded: list[tuple[bytes, bytes]] = []
     for header in headers:
         try:
-            name, value = header
-        except (TypeError, ValueError):
-            raise ProtocolError(f"start_response() expected (name, value) of str, got {shown(header)}") from None
-        try:
-            encoded_name = _encoded_names[name]
+            pair = _encoded_headers[header]
         except (KeyError, TypeError):
-            encoded_name = _encode_name(name)
-        if not isinstance(value, str):
-            raise ProtocolError(f"start_response() expected a str as value of {name!r}, got {shown(value)}")
-        if not (value.isascii() and value.isprintable()):  # quick, and nearly always so
-            _check_value(name, value)
-        if encoded_name is not None:
-            encoded.append((encoded_name, value.encode("latin-1")))
+            pair = _encode_header(header)
+        if pair is not None:
+            encoded.append(pair)
     return encoded
 
 
@@ -205,20 +216,13 @@ def decode_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, st
         raise ProtocolError(f"send() expected an iterable of headers, got {shown(headers)}") from None
     for header in headers:
         try:
-            name, value = header
-        except (TypeError, ValueError):
-            raise ProtocolError(f"send() expected (name, value) of bytes, got {shown(header)}") from None
-        try:
-            decoded_name = _decoded_names[name]
-        except (KeyError, TypeError):
-            decoded_name = _decode_name(name)
-        if not isinstance(value, bytes):
-            raise ProtocolError(f"send() expected bytes as value of {name!r}, got {shown(value)}")
-        text = value.decode("latin-1")
-        if not (text.isascii() and text.isprintable()):
-            _check_value(name, text)
-        if decoded_name is not None:
-            decoded.append((decoded_name, text))
+            # A memoryview would be found as well: it is equal to the bytes, and hashed alike.
+            known = type(header[0]) is type(header[1]) is bytes
+            pair = _decoded_headers[header] if known else _decode_header(header)
+        except (LookupError, TypeError):
+            pair = _decode_header(header)
+        if pair is not None:
+            decoded.append(pair)
     return decoded
 
 
@@ -243,6 +247,45 @@ def declared_length(headers: Iterable[tuple[Text, Text]], name: Text) -> int | N
                 raise ProtocolError(f"expected one Content-Length in a response, got {length} and {number}")
             length = number
     return length
+
+
+def _encode_header(header: Any) -> tuple[bytes, bytes] | None:
+    try:
+        name, value = header
+    except (TypeError, ValueError):
+        raise ProtocolError(f"start_response() expected (name, value) of str, got {shown(header)}") from None
+    try:
+        encoded_name = _encoded_names[name]
+    except (KeyError, TypeError):
+        encoded_name = _encode_name(name)
+    if not isinstance(value, str):
+        raise ProtocolError(f"start_response() expected a str as value of {name!r}, got {shown(value)}")
+    if not (value.isascii() and value.isprintable()):  # quick, and nearly always so
+        _check_value(name, value)
+    pair = None if encoded_name is None else (encoded_name, value.encode("latin-1"))
+    if encoded_name != b"set-cookie":
+        _remember_header(_encoded_headers, header, len(name) + len(value), pair)
+    return pair
+
+
+def _decode_header(header: Any) -> tuple[str, str] | None:
+    try:
+        name, value = header
+    except (TypeError, ValueError):
+        raise ProtocolError(f"send() expected (name, value) of bytes, got {shown(header)}") from None
+    try:
+        decoded_name = _decoded_names[name]
+    except (KeyError, TypeError):
+        decoded_name = _decode_name(name)
+    if not isinstance(value, bytes):
+        raise ProtocolError(f"send() expected bytes as value of {name!r}, got {shown(value)}")
+    text = value.decode("latin-1")
+    if not (text.isascii() and text.isprintable()):
+        _check_value(name, text)
+    pair = None if decoded_name is None else (decoded_name, text)
+    if name.lower() != b"set-cookie":
+        _remember_header(_decoded_headers, header, len(name) + len(value), pair)
+    return pair
 
 
 def _encode_name(name: object) -> bytes | None:

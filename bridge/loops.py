@@ -36,6 +36,9 @@ CANCEL_SECONDS = 5.0
 """How long tasks may go on after they were cancelled because their loop is closed, and threads after them. Guessed;
 those that do are left."""
 
+MADE_TASKS = 64
+"""Tasks that a request may make before those that have ended are sorted out."""
+
 POOLED_LOOPS = 64
 """Loops that one pool keeps. Each holds three file descriptors."""
 
@@ -87,13 +90,11 @@ class Turn:
         told: Whether it has happened. Set by `TurnedLoop.tell`; the thread itself takes it back before it waits anew.
     """
 
-    __slots__ = ("_lock", "leads", "thread", "told")
-
-    def __init__(self) -> None:
-        self.told = False
-        self.leads = True  # whether the thread may run a loop
-        self.thread = 0  # that waits
-        self._lock: threading.Lock | None = None
+    # Set where they change: most turns are told by the loop that their own thread runs, and need no more than that.
+    told = False
+    leads = True  # whether the thread may run a loop
+    thread = 0  # that waits
+    _lock: threading.Lock | None = None
 
     def _sleep(self) -> None:
         assert self._lock is not None
@@ -153,9 +154,16 @@ class TurnedLoop:
 
     def _tasks(self) -> set[asyncio.Task[Any]]:
         """What runs in the loop for others."""
+        factory: Any = self.native.get_task_factory()
+        if isinstance(factory, _Made):  # an app may have set another
+            return factory.pending()
         tasks = asyncio.all_tasks(self.native)
         tasks.discard(self._root)
         return tasks
+
+    def count_tasks(self) -> None:
+        """Know from now on which tasks the loop has. To ask asyncio means to look through those of all loops."""
+        self.native.set_task_factory(_Made(self.native.get_task_factory()))
 
     # -- Waiting ----------------------------------------------------------------------------------------------------
 
@@ -207,31 +215,40 @@ class TurnedLoop:
 
     def _take(self, turn: Turn, callback: Callable[[], object] | None) -> bool:
         """Become the leader: True; or wait as a follower until the turn was told: False."""
+        keeper, asks = None, False
         running = asyncio._get_running_loop()
-        turn.leads = running is None
         turn.thread = threading.get_ident()
-        if running is not None and running is self.native:
-            raise RuntimeError("an event loop cannot be waited for by what runs in it")
-        keeper = None
-        asks = False
         with self._mutex:
-            if self._over:
-                raise RuntimeError("the event loop is closed")
-            if self._leader is not None and self._leader.thread == turn.thread and turn.leads:
-                self._leader = None  # ourselves, before an interrupt kept us from stepping down
-            if self._leader is None and turn.leads:
+            if self._leader is None and running is None and not self._over:
                 self._leader = turn
             else:
-                turn._prepare()
-                self._followers.append(turn)
-                if self._leader is None:
-                    keeper = self._leader = self._get_keeper()
-                asks = turn.leads and self._leader is self._keeper
+                keeper, asks = self._line_up(turn, running)
         if self._leader is turn:  # at once, or handed over in this very moment
             if callback is not None:
                 callback()  # as good as call_soon: nobody else runs the loop
             return True
         return self._follow(turn, callback, keeper, asks)
+
+    def _line_up(self, turn: Turn, running: asyncio.AbstractEventLoop | None) -> tuple[Turn | None, bool]:
+        """Join the followers, or lead after all. Under the mutex.
+
+        Returns:
+            The keeper if it shall lead from now on, else None; whether the leader has to be asked for the loop.
+        """
+        if self._over:
+            raise RuntimeError("the event loop is closed")
+        if running is not None and running is self.native:
+            raise RuntimeError("an event loop cannot be waited for by what runs in it")
+        turn.leads = running is None
+        if turn.leads and self._leader is not None and self._leader.thread == turn.thread:
+            self._leader = turn  # it is ourselves, before an interrupt kept us from stepping down
+            return None, False
+        keeper = None
+        turn._prepare()
+        self._followers.append(turn)
+        if self._leader is None:
+            keeper = self._leader = self._get_keeper()
+        return keeper, turn.leads and self._leader is self._keeper
 
     def _arrive(self, callback: Callable[[], object] | None) -> None:
         if callback is not None:
@@ -274,8 +291,7 @@ class TurnedLoop:
     def _step_down(self) -> None:
         watch = False
         with self._mutex:
-            heir = self._choose_heir()
-            self._leader = heir
+            heir = self._leader = self._choose_heir() if self._followers else None
             if heir is None:
                 self._left_at = time.monotonic()
                 if self.needs_keeper and not self._watched:
@@ -449,6 +465,31 @@ class _Executor(ThreadPoolExecutor):
         return super().submit(*args, **kwargs)
 
 
+class _Made:
+    """A task factory that knows what it has made, and does what the one before it would do."""
+
+    def __init__(self, factory: Callable[..., Any] | None) -> None:
+        self._factory = factory
+        self._tasks: list[weakref.ref[asyncio.Task[Any]]] = []
+        self._limit = MADE_TASKS
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        if self._factory is None:
+            task = asyncio.Task(coroutine, loop=loop, **options)
+        else:
+            task = self._factory(loop, coroutine, **options)
+        self._tasks.append(weakref.ref(task))
+        if len(self._tasks) > self._limit:
+            self._limit = MADE_TASKS + 2 * len(self.pending())
+        return task
+
+    def pending(self) -> set[asyncio.Task[Any]]:
+        """The tasks that have not ended; the others are forgotten."""
+        tasks = {task for made in self._tasks if (task := made()) is not None and not task.done()}
+        self._tasks = [weakref.ref(task) for task in tasks]
+        return tasks
+
+
 async def _run_what_is_ready() -> None:
     for _ in range(3):  # the loop makes the finalizer's task, then begins it
         await asyncio.sleep(0)
@@ -501,7 +542,9 @@ class LoopPool:
             try:
                 loop = self._loops.pop()
             except IndexError:
-                return TurnedLoop(self._factory, needs_keeper=False)
+                loop = TurnedLoop(self._factory, needs_keeper=False)
+                loop.count_tasks()
+                return loop
             if not loop._closed:  # as those are that were made before a fork
                 return loop
 

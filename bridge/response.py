@@ -10,6 +10,8 @@ import enum
 import http
 import os
 import re
+from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from bridge.errors import ProtocolError, shown
@@ -63,6 +65,12 @@ class _Length:
             raise ProtocolError(f"body ended after {self.counted + more} bytes, Content-Length is {self.declared}")
 
 
+# Read by name, and not by way of the enum, in what runs for every message.
+NOTHING, STARTED, BODY, TRAILERS, COMPLETE = State
+
+_UNKNOWN_LENGTH = _Length(None, False)
+"""Of a response that has not started, and so counts nothing."""
+
 _NO_MESSAGES: tuple[ASGISendEvent, ...] = ()
 
 _is_status = re.compile(r"[2-9][0-9][0-9](?: [^\x00\r\n\u0100-\U0010ffff]*)?").fullmatch
@@ -81,7 +89,7 @@ class WsgiResponse:
         self.state = State.NOTHING
         self.bodiless = False
         self._method = method
-        self._length = _Length(None, False)
+        self._length = _UNKNOWN_LENGTH
         self._start: ASGISendEvent | None = None  # kept back in STARTED
 
     @property
@@ -181,16 +189,17 @@ class AsgiResponse:
     """
 
     def __init__(self, method: str, extensions: Mapping[str, Any]) -> None:
-        self.state = State.NOTHING
+        self.state = NOTHING
         self.status = ""
         self.headers: list[tuple[str, str]] = []
         self.trailers: list[tuple[str, str]] = []
         self.path: str | None = None  # of the file to be sent as the body
+        self.hints: deque[list[tuple[str, str]]] = deque()  # headers to be sent ahead of the response
         self._method = method
         self._extensions = extensions
         self._bodiless = False
         self._has_trailers = False
-        self._length = _Length(None, False)
+        self._length = _UNKNOWN_LENGTH
 
     def send(self, message: Mapping[str, Any]) -> bytes:
         """Take a message and give back the block that it adds to the body, the empty one for none.
@@ -210,12 +219,14 @@ class AsgiResponse:
             self._pathsend(message)
         elif kind == "http.response.trailers" and kind in self._extensions:
             self._trailers(message)
+        elif kind == "http.response.early_hint" and kind in self._extensions:
+            self._early_hint(message)
         else:
             raise ProtocolError(f"send() got a message of type {shown(kind)}, which was not offered to the app")
         return b""
 
     def _start(self, message: Mapping[str, Any]) -> None:
-        self._expect(State.NOTHING, message)
+        self._expect(NOTHING, message)
         status = message.get("status")
         if not isinstance(status, int) or not 200 <= status <= 999:
             raise ProtocolError(f"'http.response.start' expected an int from 200 to 999 as status, got {shown(status)}")
@@ -227,11 +238,11 @@ class AsgiResponse:
         self._bodiless = is_bodiless(self._method, status)
         self._length = _Length(declared, self._bodiless)
         self._has_trailers = bool(message.get("trailers", False)) and "http.response.trailers" in self._extensions
-        self.state = State.STARTED
+        self.state = STARTED
 
     def _body(self, message: Mapping[str, Any]) -> bytes:
-        if self.state is not State.BODY:
-            self._expect(State.STARTED, message)
+        if self.state is not BODY:
+            self._expect(STARTED, message)
         body = message.get("body", b"")
         if type(body) is not bytes:
             # Starlette's StreamingResponse sends memoryviews as they come.
@@ -241,28 +252,33 @@ class AsgiResponse:
         more_body = message.get("more_body", False)
         if more_body:
             self._length.add(len(body))
-            self.state = State.BODY
+            self.state = BODY
         else:
             self._length.check_end(len(body))
-            self._length.add(len(body))
-            self.state = State.TRAILERS if self._has_trailers else State.COMPLETE
+            self.state = TRAILERS if self._has_trailers else COMPLETE
         return b"" if self._bodiless else body
 
     def _pathsend(self, message: Mapping[str, Any]) -> None:
-        self._expect(State.STARTED, message)
+        self._expect(STARTED, message)
         path = message.get("path")
         if not isinstance(path, str) or not os.path.isabs(path):
             raise ProtocolError(f"'http.response.pathsend' expected an absolute path, got {shown(path)}")
         if not self._bodiless:
             self.path = path
-        self.state = State.TRAILERS if self._has_trailers else State.COMPLETE
+        self.state = TRAILERS if self._has_trailers else COMPLETE
 
     def _trailers(self, message: Mapping[str, Any]) -> None:
-        self._expect(State.TRAILERS, message)
+        self._expect(TRAILERS, message)
         trailers = decode_headers(message.get("headers") or ())
         self.trailers += trailers
         if not message.get("more_trailers", False):
-            self.state = State.COMPLETE
+            self.state = COMPLETE
+
+    def _early_hint(self, message: Mapping[str, Any]) -> None:
+        links: Iterable[bytes] | None = message.get("links")
+        if self.state not in (NOTHING, STARTED) or not isinstance(links, Iterable):
+            raise ProtocolError(f"send() expected links, before the response's body, got {shown(message)}")
+        self.hints.append(decode_headers([(b"Link", link) for link in links]))
 
     def _expect(self, state: State, message: Mapping[str, Any]) -> None:
         if self.state is not state:

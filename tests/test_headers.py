@@ -415,10 +415,14 @@ CACHES: list[tuple[dict[Any, Any], Callable[[str], object]]] = [
     (module._header_names, lambda name: from_cgi({f"HTTP_{name}": ""})),
     (module._encoded_names, lambda name: encode_headers([(name, "")])),
     (module._decoded_names, lambda name: decode_headers([(name.encode(), b"")])),
+    (module._encoded_headers, lambda value: encode_headers([("X-A", value)])),
+    (module._decoded_headers, lambda value: decode_headers([(b"X-A", value.encode())])),
 ]
 
 
-@pytest.mark.parametrize(("cache", "translate"), CACHES, ids=["to_cgi", "from_cgi", "encode", "decode"])
+@pytest.mark.parametrize(
+    ("cache", "translate"), CACHES, ids=["to_cgi", "from_cgi", "encode", "decode", "encode-value", "decode-value"]
+)
 def test_a_client_that_sends_random_names_fills_no_memory(
     cache: dict[Any, Any], translate: Callable[[str], object]
 ) -> None:
@@ -431,6 +435,18 @@ def test_a_client_that_sends_random_names_fills_no_memory(
     translate("X" * 1000)
     assert cache == before
     assert translate("X-A") == expected
+
+
+def test_cookies_that_a_response_sets_are_not_kept() -> None:
+    """They are for one client; a header that was seen before gives the same again."""
+    for _ in range(2):
+        headers = [("Set-Cookie", "id=1"), ("X-Kept", "1"), ("Connection", "close")]
+        assert encode_headers(headers) == [(b"set-cookie", b"id=1"), (b"x-kept", b"1")]
+        wire = [(b"Set-Cookie", b"id=1"), (b"X-Kept", b"1"), (b"Connection", b"close")]
+        assert decode_headers(wire) == [("Set-Cookie", "id=1"), ("X-Kept", "1")]
+    for cache in (module._encoded_headers, module._decoded_headers):
+        assert ("X-Kept", "1") in cache or (b"X-Kept", b"1") in cache
+        assert not [name for name, _ in cache if name in ("Set-Cookie", b"Set-Cookie")]
 
 
 def test_a_header_of_a_megabyte_passes() -> None:

@@ -368,6 +368,40 @@ def test_a_pool_gives_a_loop_to_one_at_a_time_and_takes_it_back_clean(factory: F
     assert second.native.is_closed()
 
 
+@pytest.mark.parametrize("own_factory", [False, True], ids=["", "task factory"])
+def test_a_pool_ends_each_of_many_tasks(factory: Factory, own_factory: bool) -> None:
+    """[A10] [A14]: whether the app makes its tasks as the loop came, or has set a task factory."""
+    kept: list[asyncio.Task[None]] = []
+    ended: list[int] = []
+
+    async def note(number: int) -> None:
+        ended.append(number)
+
+    async def make() -> None:
+        loop = asyncio.get_running_loop()
+        if own_factory:
+            loop.set_task_factory(lambda loop, coroutine, **options: asyncio.Task(coroutine, loop=loop, **options))
+        for number in range(300):
+            await loop.create_task(note(number))
+            if number % 3 == 0:
+                kept.append(loop.create_task(asyncio.sleep(100)))
+
+    with contextlib.closing(LoopPool(factory)) as pool:
+        loop = pool.take()
+        turn = Turn()
+
+        def begin() -> None:
+            kept.append(loop.native.create_task(make()))
+            kept[0].add_done_callback(lambda _: loop.tell(turn))
+
+        loop.wait(turn, begin)
+        pool.give_back(loop)
+        assert len(ended) == 300
+        assert [task.cancelled() for task in kept] == [False] + [True] * 100
+        assert pool.take() is loop
+        pool.give_back(loop)
+
+
 def test_a_loop_that_comes_back_to_a_closed_pool_is_closed(factory: Factory) -> None:
     """[A21]"""
     pool = LoopPool(factory)
