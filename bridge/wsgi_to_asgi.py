@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import asgiref.local
 from asgiref.sync import SyncToAsync
 
 from bridge.body import WsgiInput
@@ -61,6 +62,15 @@ SHUTDOWN_SECONDS = 30.0
 
 STREAM_SECONDS = 1.0
 """After its first second, a response that streams gives its place among the threads back."""
+
+CROWDED_SECONDS = 0.05
+"""After these it does so where others wait for a place: of four threads, forty streams that come at once are out of the
+way in half a second. Most responses of a few blocks are over by then, and stay within the number of threads."""
+
+# How what asgiref's Locals keep in a context is moved to this thread, and what it is. Neither is there before asgiref
+# 3.12, nor needed: a Local was seen wherever its context was.
+_move_here: Any = getattr(asgiref.local, "_rehome", None)
+_LocalStorage: Any = _move_here and getattr(asgiref.local, "_Storage", None)
 
 logger = logging.getLogger("bridge")
 
@@ -399,9 +409,11 @@ class _Cycle:
             self._hang_up()
 
     async def _give_place_back(self) -> None:
+        due = anyio.current_time() + STREAM_SECONDS
         while True:
-            await anyio.sleep(STREAM_SECONDS)
-            if self._place is not None and self._place.give_back():
+            await anyio.sleep(CROWDED_SECONDS)
+            leaves = self._workers.waiting or anyio.current_time() >= due
+            if leaves and self._place is not None and self._place.give_back():
                 return
 
     def _on_slow(self) -> None:
@@ -426,7 +438,7 @@ class _Cycle:
         before = self._caller_context
         for variable, value in self._app_context.items():
             if variable not in before or before[variable] is not value:
-                variable.set(value)
+                variable.set(_move_here(value) if type(value) is _LocalStorage else value)
 
     def _raise_error(self) -> None:
         error = self._app_error
@@ -465,6 +477,7 @@ class _Cycle:
             self._outlet.put_last(self._last_item, _Word.DONE)
 
     def _run_app(self) -> None:
+        self._move_locals()
         # Where asgiref's async_to_sync finds the server's loop; sync_to_async leaves the same in its threads. It knows
         # asyncio alone: under trio it makes a loop of its own, rather than take that of this thread's former request.
         loop = self._door.native
@@ -481,6 +494,20 @@ class _Cycle:
             close = getattr(result, "close", None)
             if close is not None:
                 close()
+
+    def _move_locals(self) -> None:
+        """Let the app see what middleware outside has set in asgiref's Locals: Django's translation and timezone, say.
+
+        Since asgiref 3.12 a context alone does not carry them into another thread. Its sync_to_async moves them so; of
+        its public means only a round trip through the loop would do the same.
+        """
+        moved = False
+        for variable, value in self._caller_context.items():
+            if type(value) is _LocalStorage:
+                variable.set(_move_here(value))
+                moved = True
+        if moved:
+            self._caller_context = contextvars.copy_context()  # only what the app changes of them goes back
 
     def _give_body(self, result: Iterable[bytes]) -> None:
         response = self._response

@@ -145,3 +145,45 @@ def test_async_views_share_the_servers_loop_and_its_locks(tmp_path: Path) -> Non
             }
     """
     assert run(main, "asyncio", tmp_path) == {"bodies": [1000] * 8, "loops": 1, "ours": True}
+
+
+def test_locals_of_middleware_outside_are_seen_inside_and_the_other_way_round(tmp_path: Path) -> None:
+    """[W13] What Django keeps in asgiref's Locals: here its translation and its timezone."""
+    main = """
+        from django.utils import timezone, translation
+
+        def seen():
+            return [translation.get_language(), str(timezone.get_current_timezone())]
+
+        def localized(request):
+            inside = seen()
+            translation.activate("fr")
+            return JsonResponse({"inside": inside, "changed": seen()})
+
+        async def localized_async(request):
+            inside = seen()
+            translation.activate("fr")
+            return JsonResponse({"inside": inside, "changed": seen()})
+
+        def plain(request):
+            return JsonResponse({"inside": seen(), "changed": seen()})
+
+        urlpatterns += [path("sync", localized), path("async", localized_async), path("plain", plain)]
+        after = []
+
+        async def middleware(scope, receive, send):
+            if scope["path"] != "/plain":
+                translation.activate("de")
+                timezone.activate("Asia/Tokyo")
+            await application(scope, receive, send)
+            after.append(seen())
+
+        async def main():
+            answers = []
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(middleware), base_url="http://t") as c:
+                for page in ("sync", "async", "plain"):
+                    answers += [await asyncio.create_task(c.get("/" + page))]
+            return [[answer.json()["inside"], answer.json()["changed"]] for answer in answers] + after
+    """
+    german, french, plain = ["de", "Asia/Tokyo"], ["fr", "Asia/Tokyo"], ["en-us", "America/Chicago"]
+    assert run(main, "asyncio", tmp_path) == [[german, french]] * 2 + [[plain, plain]] + [french] * 2 + [plain]
