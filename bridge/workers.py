@@ -102,6 +102,7 @@ class Workers:
         self._running = 0
         self._streaming = 0
         self._alive = 0
+        self._threads_made: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # those that have ended are gone
         self._stopping = 0  # calls of `stop` that wait
         self._generation = object()  # a new one after a fork
 
@@ -146,13 +147,16 @@ class Workers:
 
     def _start(self) -> None:
         # An empty context: with thread_inherit_context a thread would start in that of the request that made it.
+        thread = threading.Thread(
+            target=contextvars.Context().run,
+            args=(_run, weakref.ref(self), self._generation, self._idle_seconds),
+            name=f"bridge-worker-{next(_numbers)}",
+            daemon=True,
+        )
+        with self._mutex:
+            self._threads_made.add(thread)
         try:
-            threading.Thread(
-                target=contextvars.Context().run,
-                args=(_run, weakref.ref(self), self._generation, self._idle_seconds),
-                name=f"bridge-worker-{next(_numbers)}",
-                daemon=True,
-            ).start()
+            thread.start()
         except RuntimeError:  # can't start new thread
             jobs: deque[Job] = deque()
             with self._mutex:
@@ -238,9 +242,15 @@ class Workers:
             self._dismiss_idle()
             self._stopping += 1
             try:
-                return self._changed.wait_for(lambda: not self._alive, timeout)
+                if not self._changed.wait_for(lambda: not self._alive, timeout):
+                    return False
+                leaving = list(self._threads_made)
             finally:
                 self._stopping -= 1
+        for thread in leaving:  # nothing is left for them to do, but to end
+            if thread.ident is not None:
+                thread.join()
+        return True
 
     def _dismiss_idle(self) -> None:
         self._alive -= len(self._idle)

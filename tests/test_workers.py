@@ -178,6 +178,24 @@ def test_stop_waits_for_all_jobs(workers: Workers) -> None:
     assert workers.alive == 1
 
 
+def test_stopped_threads_have_ended(hasty: None) -> None:
+    """[W22] Not only have they nothing to do any more."""
+    for _ in range(100):
+        workers = Workers(4, 0)
+        jobs = [Job() for _ in range(4)]
+        for job in jobs:
+            workers.submit(job)
+        for job in jobs:
+            job.begun.wait()
+        idents = {job.thread for job in jobs}
+        threads = [thread for thread in threading.enumerate() if thread.ident in idents]
+        assert len(threads) == 4
+        for job in jobs:
+            job.go.set()
+        assert workers.stop(10)
+        assert not any(thread.is_alive() for thread in threads)
+
+
 def test_threads_leave_an_owner_that_is_dropped() -> None:
     """[S2] Those that are idle at once, one at work at the end of its job."""
     before = threading.active_count()
