@@ -147,6 +147,47 @@ def test_async_views_share_the_servers_loop_and_its_locks(tmp_path: Path) -> Non
     assert run(main, "asyncio", tmp_path) == {"bodies": [1000] * 8, "loops": 1, "ours": True}
 
 
+def test_async_views_share_a_client_that_the_lifespan_has_made(tmp_path: Path) -> None:
+    """[W20] [W22] Each request finds the one connection open that the first has made."""
+    main = """
+        import contextlib
+        from tests.drivers import AsgiServer, make_scope
+
+        connections = []
+
+        async def serve_connection(reader, writer):
+            connections.append(writer)
+            while await reader.readline():
+                while await reader.readline() != b"\\r\\n":
+                    pass
+                writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 6\\r\\n\\r\\nbehind")
+            writer.close()
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_):
+            server = await asyncio.start_server(serve_connection, "127.0.0.1", 0)
+            host, port = server.sockets[0].getsockname()
+            async with server, httpx.AsyncClient(trust_env=False) as client:
+                yield {"lock": asyncio.Lock(), "client": client, "url": f"http://{host}:{port}/"}
+
+        async def view(request):
+            state = request.META["asgi.scope"]["state"]
+            async with state["lock"]:
+                return HttpResponse((await state["client"].get(state["url"])).content)
+
+        urlpatterns += [path("behind", view)]
+
+        async def main():
+            bridge = WsgiToAsgi(get_wsgi_application(), lifespan=lifespan)
+            async with AsgiServer().lifespan(bridge) as server:
+                def one():
+                    return AsgiServer().run(bridge, make_scope(path="/behind", state=dict(server.state)))
+                exchanges = await gather(8, one)
+            return [[exchange.body.decode() for exchange in exchanges], len(connections)]
+    """
+    assert run(main, "asyncio", tmp_path) == [["behind"] * 8, 1]
+
+
 def test_locals_of_middleware_outside_are_seen_inside_and_the_other_way_round(tmp_path: Path) -> None:
     """[W13] What Django keeps in asgiref's Locals: here its translation and its timezone."""
     main = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import threading
@@ -17,7 +18,7 @@ import sniffio
 from asgiref.sync import async_to_sync
 
 from bridge import BridgeError, ProtocolError, WsgiToAsgi
-from tests.drivers import AsgiServer, Journal, Signal, make_scope
+from tests.drivers import AsgiServer, HttpExchange, Journal, Signal, make_scope
 from tests.wsgi_apps import (
     PATHSEND,
     App,
@@ -570,6 +571,48 @@ async def test_flask_async_view_runs_on_the_servers_loop() -> None:
     assert loops == [asyncio.get_running_loop()]
 
 
+async def test_flask_async_views_share_what_the_lifespan_has_made() -> None:
+    """[W20] [W22] An asyncio.Lock, and one httpx.AsyncClient, of which each request finds the same open connection."""
+    if sniffio.current_async_library() != "asyncio":
+        pytest.skip("asgiref knows asyncio alone")
+    flask, httpx = pytest.importorskip("flask"), pytest.importorskip("httpx")
+    site = flask.Flask(__name__)
+    connections: list[object] = []
+
+    async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        while await reader.readline():
+            while await reader.readline() != b"\r\n":
+                pass
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nbehind")
+        writer.close()
+
+    @site.route("/")  # type: ignore[untyped-decorator]
+    async def view() -> Any:
+        state = flask.request.environ["asgi.scope"]["state"]
+        async with state["lock"]:
+            return (await state["client"].get(state["url"])).content
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: object) -> Any:
+        server = await asyncio.start_server(serve_connection, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        async with server, httpx.AsyncClient(trust_env=False) as client:
+            yield {"lock": asyncio.Lock(), "client": client, "url": f"http://{host}:{port}/"}
+
+    bridge = WsgiToAsgi(site, lifespan=lifespan)
+    exchanges: list[HttpExchange] = []
+
+    async def request(state: dict[str, Any]) -> None:
+        exchanges.append(await AsgiServer().run(bridge, make_scope(state=dict(state))))
+
+    async with AsgiServer().lifespan(bridge) as server, anyio.create_task_group() as group:
+        for _ in range(8):
+            group.start_soon(request, server.state)
+    assert [(exchange.error, exchange.body) for exchange in exchanges] == [(None, b"behind")] * 8
+    assert len(connections) == 1
+
+
 @pytest.mark.parametrize("count", [4, 40])
 async def test_async_code_reads_in_the_loop_what_is_left_of_a_body_of_any_size(count: int) -> None:
     """[W20][W8] Nothing can be waited for in the loop itself, so the body is there before."""
@@ -661,8 +704,6 @@ async def test_lifespan_is_answered() -> None:
 
 
 def lifespan_of(journal: Journal, value: Any, failing: str = "") -> Callable[[Any], AbstractAsyncContextManager[Any]]:
-    import contextlib
-
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> Any:
         journal.note("enter", app)
