@@ -10,6 +10,7 @@ import abc
 import asyncio
 import contextlib
 import contextvars
+import functools
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -67,7 +68,7 @@ class Door(abc.ABC):
         self.native = native
         self.thread = threading.get_ident()
         self.token: EventLoopToken = current_token()
-        self._callbacks: deque[Callable[[], None]] = deque()
+        self._callbacks: deque[Callable[[], object]] = deque()
         self._rung = False
         # Callbacks run in no one's context: not in that of the request whose thread happened to ring.
         self._context = contextvars.Context()
@@ -92,7 +93,7 @@ class Door(abc.ABC):
     def _call_later(self, delay: float, callback: Callable[[], None]) -> None:
         """Run a callback after some seconds, from within the loop."""
 
-    def ring(self, callback: Callable[[], None]) -> None:
+    def ring(self, callback: Callable[[], object]) -> None:
         """Have the loop run a callback, which must not raise; from any thread.
 
         Raises:
@@ -262,7 +263,7 @@ class ToLoop(Generic[T]):
         self._mutex = threading.Lock()
         self._items: deque[T] = deque()
         self._size = 0  # of all that was put and not yet sent
-        self._sleeper: Any = None  # of the task, while it sleeps
+        self._on_put: Callable[[], object] | None = None  # wakes the task, while it sleeps
         self._latches: list[_Latch] = []  # of the thread, while it sleeps; an app may have others that put or get, too
         self._closed = False
 
@@ -277,13 +278,13 @@ class ToLoop(Generic[T]):
             if self._closed:
                 raise Closed
             self._items.append(item)
-            sleeper, self._sleeper = self._sleeper, None
+            on_put, self._on_put = self._on_put, None
             self._size += size
             if self._size > self._window and size:
                 latch = _Latch()
                 self._latches.append(latch)
-        if sleeper is not None:
-            self._ring(sleeper)
+        if on_put is not None:
+            self._ring(on_put)
         if latch is not None:
             latch.sleep()
             if self._closed:
@@ -294,15 +295,14 @@ class ToLoop(Generic[T]):
         with self._mutex:
             self._closed = True
             self._items.extend(items)
-            sleeper, self._sleeper = self._sleeper, None
-        if sleeper is not None:
+            on_put, self._on_put = self._on_put, None
+        if on_put is not None:
             with contextlib.suppress(Closed):  # then nobody is there to get it
-                self._ring(sleeper)
+                self._ring(on_put)
 
-    def _ring(self, sleeper: Any) -> None:
-        wake = self._door.wake
+    def _ring(self, on_put: Callable[[], object]) -> None:
         try:
-            self._door.ring(lambda: wake(sleeper))
+            self._door.ring(on_put)
         except Closed:
             self.close()
             raise
@@ -311,9 +311,9 @@ class ToLoop(Generic[T]):
         """Hand an item over from within the loop."""
         with self._mutex:
             self._items.append(item)
-            sleeper, self._sleeper = self._sleeper, None
-        if sleeper is not None:
-            self._door.wake(sleeper)
+            on_put, self._on_put = self._on_put, None
+        if on_put is not None:
+            on_put()
 
     async def get(self) -> deque[T]:
         """All the items there are, at least one. For the task."""
@@ -322,8 +322,21 @@ class ToLoop(Generic[T]):
                 if self._items:
                     items, self._items = self._items, deque()
                     return items
-                sleeper = self._sleeper = self._door.make_sleeper()
+                sleeper = self._door.make_sleeper()
+                self._on_put = functools.partial(self._door.wake, sleeper)
             await sleeper
+
+    def listen(self, callback: Callable[[], object] | None) -> bool:
+        """Have a callback run in the loop at the next put, until the next get. For the task.
+
+        Returns:
+            False, and the callback will not run, if something lies here already.
+        """
+        with self._mutex:
+            if self._items:
+                return False
+            self._on_put = callback
+        return True
 
     def sent(self, size: int) -> None:
         """Say that an item's bytes have left, which makes room in the window. For the task."""

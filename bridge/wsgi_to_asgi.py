@@ -8,6 +8,7 @@ import contextvars
 import enum
 import logging
 import os
+import sys
 import tempfile
 import threading
 from collections import deque
@@ -51,6 +52,9 @@ WINDOW = 256 * 1024
 INPUT_WINDOW = 256 * 1024
 """Bytes of a request's body that may lie here before the app reads them."""
 
+AHEAD = 64 * 1024
+"""A body of so many bytes is asked for at once: it mostly is there already, and no read has to wake the loop for it."""
+
 ITEM_SIZE = 512
 """Bytes that a block takes beside its own: one that comes a byte at a time shall fill the window, too."""
 
@@ -71,6 +75,9 @@ way in half a second. Most responses of a few blocks are over by then, and stay 
 # 3.12, nor needed: a Local was seen wherever its context was.
 _move_here: Any = getattr(asgiref.local, "_rehome", None)
 _LocalStorage: Any = _move_here and getattr(asgiref.local, "_Storage", None)
+
+# Where anyio.run says what runs in its thread: anyio uses sniffio if it is there.
+_running_library: Any = getattr(sys.modules.get("sniffio"), "current_async_library_cvar", None)
 
 logger = logging.getLogger("bridge")
 
@@ -192,9 +199,12 @@ class _LoopForAsgiref:
 # Words to the host, the inlet brings the body's chunks to the worker.
 #
 # A short request is served by the host alone: it sends what the worker gave, and calls receive() when the worker waits
-# for input. Only receive() tells that a client has left, though. So a request that streams, that is not done within
-# PATIENCE, or of which the body comes in pieces, gets a watch: a second task, which alone calls receive() from then on.
-# It brings the body ahead of the reads as far as the inlet's window goes, and hears http.disconnect behind it.
+# for input; for a small body a task calls it once ahead of that. Only receive() tells that a client has left, though.
+# So a request that streams, that is not done within PATIENCE, or of which the body comes in pieces, gets a watch: a
+# second task, which alone calls receive() from then on. It brings the body ahead of the reads as far as the inlet's
+# window goes, and hears http.disconnect behind it. While the window is full it is deaf: a body that nobody reads may
+# neither take more memory than that nor be thrown away, and ASGI tells of a disconnect behind the body alone. (Nor
+# does a server know: it stops reading the socket, too.) The app's next reads make room, and so it is heard then.
 #
 # The end: the worker puts DONE, when the iterable is closed. If the client left, hang_up() closes both channels, so
 # that whatever the worker waits for or does next raises, and the host waits on for DONE. If the host is cancelled, it
@@ -234,6 +244,8 @@ class _Cycle:
         self._body_complete = False
         self._deaf = False  # receive() tells no more: middleware that has read the body gives it again and again
         self._streams = False  # the response comes in more than one block
+        self._ahead: asyncio.Task[None] | None = None  # calls receive() for a body that is asked for at once
+        self._receiving = False  # the host is in receive() itself
         self._wanted: anyio.Event | None = None  # set once receive() may bring the body, if the client waits for a word
         self._server_error: BaseException | None = None  # out of send() or receive()
         # The worker's
@@ -257,6 +269,7 @@ class _Cycle:
         self._workers.submit(self._work)
         self._door.alarm(self, self._on_slow)
         try:
+            self._receive_ahead()
             if not await self._relay(None):
                 await self._relay_watched()
         except BaseException:
@@ -265,6 +278,11 @@ class _Cycle:
         finally:
             self._door.disarm(self)
             self._inlet.close()  # a thread of the app may still be reading
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None:
+                ahead.cancel()
+        if ahead is not None:
+            await asyncio.wait([ahead])
         self._hand_context_back()
         self._raise_error()
 
@@ -310,8 +328,8 @@ class _Cycle:
                 if item is _Word.READ or item is _Word.READ_ASIDE:
                     if self._wanted is not None:
                         self._wanted.set()
-                    if group is None and item is _Word.READ:  # the worker itself waits, and has nothing else to say
-                        await self._receive_chunk()
+                    if group is None and item is _Word.READ:
+                        await self._receive_for_worker()
                 elif item is not _Word.SLOW:
                     messages, size = item
                     if group is not None and not self._streams and _streams(messages):
@@ -322,6 +340,50 @@ class _Cycle:
             if group is not None:
                 # A send() that never waits, for a client that is fast or has left, must not keep the loop from others.
                 await anyio.lowlevel.checkpoint()
+
+    def _receive_ahead(self) -> None:
+        """Call receive() at once for a body that is small, and not held back until the app asks for it.
+
+        In a task of its own, since the app may answer while a slow client still sends. asyncio's costs a fifth of what
+        it spares; a nursery of trio's would cost more.
+        """
+        if self._expected and self._expected <= AHEAD and self._wanted is None:
+            loop = self._door.native
+            if isinstance(loop, asyncio.AbstractEventLoop):
+                self._ahead = loop.create_task(self._receive_first_chunk())
+
+    async def _receive_first_chunk(self) -> None:
+        try:
+            await self._receive_chunk()
+        except asyncio.CancelledError:
+            if self._ahead is not None:
+                self._refuse_cancellation()
+        self._ahead = None
+
+    def _refuse_cancellation(self) -> None:
+        self._server_error = ProtocolError("receive() raised a cancellation, and the request was not cancelled")
+        self._hang_up()
+
+    async def _receive_for_worker(self) -> None:
+        """Call receive() while the worker waits for it.
+
+        If another thread of the app has something to say meanwhile, receive() is left to a watch: the client may send
+        no more before it has heard that.
+        """
+        if self._items:
+            if _Word.READ not in self._items:
+                self._items.append(_Word.READ)  # what was said behind it goes first
+        elif self._ahead is None and not self._body_complete:  # else it is on its way, or was while the worker asked
+            with anyio.CancelScope() as scope:
+                if self._outlet.listen(scope.cancel):
+                    self._receiving = True
+                    try:
+                        await self._receive_chunk()
+                    finally:
+                        self._receiving = False
+                    self._outlet.listen(None)
+                    return
+            self._outlet.put_from_loop(_Word.READ_ASIDE)
 
     def _needs_watch(self, items: deque[_Item]) -> bool:
         if _Word.DONE in items:
@@ -348,14 +410,15 @@ class _Cycle:
             raise errors.exceptions[0] from None  # out of send(), and no Exception: KeyboardInterrupt, say
         if not done:
             # A CancelledError out of receive() that nobody sent: the group takes it for the end of all.
-            self._server_error = ProtocolError("receive() raised a cancellation, and the request was not cancelled")
-            self._hang_up()
+            self._refuse_cancellation()
             await self._relay(None)
 
     async def _watch(self) -> None:
         """Bring the body, then wait for the client to leave. Alone calls receive() while it lives."""
         if self._wanted is not None:
             await self._wanted.wait()
+        if self._ahead is not None:
+            await asyncio.wait([self._ahead])
         while not self._gone and not self._deaf:
             if not self._body_complete:
                 await self._inlet.room()
@@ -417,7 +480,10 @@ class _Cycle:
                 return
 
     def _on_slow(self) -> None:
-        self._outlet.put_from_loop(_Word.SLOW)
+        if self._receiving:  # which hears that the client has left, too
+            self._door.alarm(self, self._on_slow)
+        else:
+            self._outlet.put_from_loop(_Word.SLOW)
 
     def _hang_up(self) -> None:
         """Nobody waits for the answer any more: let the worker find out at its next read, write or block."""
@@ -477,7 +543,7 @@ class _Cycle:
             self._outlet.put_last(self._last_item, _Word.DONE)
 
     def _run_app(self) -> None:
-        self._move_locals()
+        self._settle_context()
         # Where asgiref's async_to_sync finds the server's loop; sync_to_async leaves the same in its threads. It knows
         # asyncio alone: under trio it makes a loop of its own, rather than take that of this thread's former request.
         loop = self._door.native
@@ -495,19 +561,24 @@ class _Cycle:
             if close is not None:
                 close()
 
-    def _move_locals(self) -> None:
-        """Let the app see what middleware outside has set in asgiref's Locals: Django's translation and timezone, say.
+    def _settle_context(self) -> None:
+        """Make what the context says of a thread true of this one.
 
+        The app shall see what middleware outside has set in asgiref's Locals: Django's translation and timezone, say.
         Since asgiref 3.12 a context alone does not carry them into another thread. Its sync_to_async moves them so; of
-        its public means only a round trip through the loop would do the same.
+        its public means only a round trip through the loop would do the same. And no event loop runs here, so the app
+        may run one.
         """
-        moved = False
+        settled = False
         for variable, value in self._caller_context.items():
             if type(value) is _LocalStorage:
                 variable.set(_move_here(value))
-                moved = True
-        if moved:
-            self._caller_context = contextvars.copy_context()  # only what the app changes of them goes back
+                settled = True
+            elif variable is _running_library:
+                variable.set(None)
+                settled = True
+        if settled:
+            self._caller_context = contextvars.copy_context()  # only what the app changes goes back
 
     def _give_body(self, result: Iterable[bytes]) -> None:
         response = self._response

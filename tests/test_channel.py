@@ -153,13 +153,30 @@ async def test_sleeping_task_is_woken(way: str) -> None:
 
     async with anyio.create_task_group() as group:
         group.start_soon(get)
-        while channel._sleeper is None:
+        while channel._on_put is None:
             await anyio.lowlevel.checkpoint()
         if way == "put_from_loop":
             channel.put_from_loop("item")
         else:
             run_in_thread(getattr(channel, way), "item")
     assert got == ["item"]
+
+
+async def test_who_listens_hears_the_next_put() -> None:
+    """And nothing if something lies there already, nor once it has stopped listening."""
+    channel: ToLoop[str] = ToLoop(current_door(), 100)
+    heard = Signal("put")
+    assert channel.listen(heard.set)
+    run_in_thread(channel.put, "a")
+    await heard.wait_async()
+    other = Signal("nothing")
+    assert not channel.listen(other.set)
+    assert [*await channel.get()] == ["a"]
+    assert channel.listen(other.set)
+    assert channel.listen(None)
+    run_in_thread(channel.put, "b")
+    await anyio.sleep(0.01)
+    assert not other.is_set()
 
 
 async def test_cancelled_get_loses_nothing() -> None:

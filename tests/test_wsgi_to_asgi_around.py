@@ -648,6 +648,30 @@ async def test_token_leads_to_the_servers_loop() -> None:
     assert loops == [await current_loop()]
 
 
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+async def test_app_may_run_a_loop_of_its_own(library: str) -> None:
+    """[W13] [W20] No context variable says that one runs in the app's thread; the caller's stays as it is."""
+    before = sniffio.current_async_library()
+
+    async def own() -> str:
+        await anyio.sleep(0)
+        return sniffio.current_async_library()
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        return [anyio.run(own, backend=library).encode()]
+
+    bridge = WsgiToAsgi(app)
+    after: list[str] = []
+
+    async def middleware(scope: Any, receive: Any, send: Any) -> None:
+        await bridge(scope, receive, send)
+        after.append(sniffio.current_async_library())
+
+    exchange = await AsgiServer().run(middleware)
+    assert (exchange.error, exchange.body, after) == (None, library.encode(), [before])
+
+
 def test_async_to_sync_under_trio_takes_no_other_servers_loop() -> None:
     """[W20] A thread that has served asyncio before makes a loop of its own for asgiref then."""
     loops: list[object] = []

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from asgiref.sync import async_to_sync
 
-from bridge import ProtocolError, WsgiToAsgi
+from bridge import ClientDisconnected, ProtocolError, WsgiToAsgi
 from tests.drivers import AsgiServer, Signal, http_request, in_thread, make_scope
-from tests.wsgi_apps import Body, Environ, StartResponse, answer, hello, serve, settle
+from tests.wsgi_apps import Body, Environ, StartResponse, answer, echo, hello, serve, settle
 
 POST = make_scope("POST", headers=[(b"content-length", b"5")])
 HINTS: dict[str, Any] = {"http.response.early_hint": {}}
@@ -128,8 +133,86 @@ async def test_an_answer_does_not_wait_for_a_body_that_another_thread_reads() ->
     assert isinstance(await readers[0].result_async(), ConnectionError)
 
 
-async def test_a_cancellation_out_of_receive_is_an_error_of_the_request(anyio_backend_name: str) -> None:
-    """[W15] No class of error makes a request hang."""
+async def test_a_client_may_wait_for_what_another_thread_writes_before_it_sends_its_body() -> None:
+    """[W12] Both ways at once: a read that waits keeps nobody from being heard."""
+    heard = Signal("the client has heard the first block")
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        write = start_response("200 OK", [])
+
+        def speak() -> None:
+            reading.wait()
+            write(b"send it, ")
+
+        helper = in_thread(speak)
+        body = environ["wsgi.input"].read()
+        helper.result()
+        return [body]
+
+    reading = Signal("receive() waits")
+    exchange = AsgiServer().start(WsgiToAsgi(app), make_scope("POST"), [heard, b"here it is"])
+    async with exchange:
+        await exchange.until(lambda: exchange.journal.count("receive"))
+        reading.set()
+        await exchange.messages_sent(2)
+        heard.set()
+        await exchange.finish()
+    assert exchange.error is None
+    assert exchange.body == b"send it, here it is"
+
+
+async def test_a_small_body_is_there_before_the_app_reads(anyio_backend_name: str) -> None:
+    """[W7] It is asked for at once where that costs less than to be asked by the read."""
+    if anyio_backend_name == "trio":
+        pytest.skip("asyncio alone has tasks that are cheap")
+    reads: list[bytes] = []
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        exchange.journal.wait_until(lambda: exchange.journal.count("http.request"))
+        reads.append(environ["wsgi.input"].read())
+        return hello(environ, start_response)
+
+    exchange = AsgiServer().start(WsgiToAsgi(app), POST, b"12345")
+    async with exchange:
+        await exchange.finish()
+    assert (exchange.error, exchange.body, reads) == (None, b"hello", [b"12345"])
+    assert exchange.journal.count("receive") == 1
+
+
+async def test_no_read_is_lost_or_answered_twice_whatever_comes_first() -> None:
+    """[W7] [W8] The read may ask while its body is on its way already, and have it before anybody has heard it ask."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        bridge = WsgiToAsgi(echo)
+        for _ in range(400):
+            exchange = await AsgiServer(keep=False).run(bridge, POST, b"12345")
+            assert (exchange.error, exchange.body_length) == (None, 5)
+    finally:
+        sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+async def test_an_answer_does_not_wait_for_a_small_body_that_nobody_reads(blocks: int) -> None:
+    """[W7] [S2] Nor is the receive() left behind that has asked for it."""
+    asked = Signal("receive() waits")
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        asked.wait()
+        start_response("413 Content Too Large", [])
+        return iter([b"no"] * blocks)
+
+    exchange = AsgiServer().start(WsgiToAsgi(app), POST, [])
+    async with exchange:
+        await exchange.until(lambda: exchange.journal.count("receive"))
+        asked.set()
+        await exchange.finish()
+    assert (exchange.error, exchange.status, exchange.body) == (None, 413, b"no" * blocks)
+
+
+@pytest.mark.parametrize("scope", [make_scope(), POST])
+async def test_a_cancellation_out_of_receive_is_an_error_of_the_request(scope: Any, anyio_backend_name: str) -> None:
+    """[W15] No class of error makes a request hang, be it a watch that called receive(), or for a small body nobody."""
     if anyio_backend_name == "trio":
         pytest.skip("trio's cancellations cannot be made")
     waiting = Signal("receive()")
@@ -143,7 +226,7 @@ async def test_a_cancellation_out_of_receive_is_an_error_of_the_request(anyio_ba
         pass
 
     with anyio.fail_after(10), pytest.raises(ProtocolError, match="receive"):
-        await WsgiToAsgi(answer(body))(make_scope(), receive, send)  # type: ignore[arg-type]
+        await WsgiToAsgi(answer(body))(scope, receive, send)  # type: ignore[arg-type, unused-ignore]
     await body.closed.wait_async()
 
 
@@ -312,3 +395,119 @@ async def test_a_shutdown_leaves_an_app_that_does_not_end(
         assert "1 requests are still in the app" in caplog.text
         stuck.set()
         await exchange.finish()
+
+
+FORKS = """
+    import os, sys, threading
+    from functools import partial
+    import anyio
+    from bridge import WsgiToAsgi
+    from tests.drivers import AsgiServer, in_thread, make_scope
+
+    backend, where = sys.argv[1:]
+    held, go = threading.Event(), threading.Event()
+    children = []
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        body = environ["wsgi.input"].read()
+        path = environ["PATH_INFO"]
+        if path == "/held":
+            held.set()
+            assert go.wait(10)
+        if path == "/fork":
+            children.append(fork())
+        if path == "/return":  # twice, but only the parent's loop has a client
+            children.append(os.fork())
+        return [body]
+
+    application = WsgiToAsgi(app, threads=3)
+
+    def serve(path, body):
+        async def main():
+            return await AsgiServer().run(application, make_scope("POST", path), [body[:1], body[1:]])
+        exchange = anyio.run(main, backend=backend)
+        assert (exchange.error, exchange.body) == (None, body), exchange.error
+
+    def fork():
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 1
+        try:
+            assert application._workers.alive == 0
+            for number in range(3):
+                serve("/", b"in the child")
+            application.close()
+            code = 0
+        finally:
+            os._exit(code)
+
+    serve("/", b"before")
+    if where in ("/fork", "/return"):
+        serve(where, b"of the request")
+    elif where == "idle":
+        children.append(fork())
+    else:
+        calls = [in_thread(serve, "/held", b"held") for _ in range(5)]
+        assert held.wait(10)
+        children.append(fork())
+        go.set()
+        for call in calls:
+            call.result()
+    for pid in children:
+        assert os.waitpid(pid, 0)[1] == 0
+    serve("/", b"after")
+    application.close()
+    print(len(children))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("where", ["/fork", "/return", "idle", "while requests run"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_fork_in_the_middle_of_use_harms_neither_side(backend: str, where: str) -> None:
+    """[W19] In the app or beside it: both processes serve on, and no answer is given twice."""
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        # Of forks beside threads, and of trio in what has just become a main thread, Python and trio warn.
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORKS), backend, where],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "1\n")
+
+
+@pytest.mark.parametrize("size", [5, 100_000])
+async def test_a_client_that_leaves_while_its_body_is_brought_is_noticed(size: int, anyio_backend_name: str) -> None:
+    """[W16] [W20] Async code of the app that reads as far as the break hears of it; and no file is left open."""
+    if anyio_backend_name == "trio":
+        pytest.skip("asgiref knows asyncio alone")
+    heard: list[Any] = []
+    body = Body([])
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        async def view() -> None:
+            heard.append(environ["wsgi.input"].read(size))
+            heard.append(environ["waitress.client_disconnected"]())
+            try:
+                environ["wsgi.input"].read(1)
+            except ClientDisconnected as error:
+                heard.append(type(error))
+
+        start_response("200 OK", [])
+        async_to_sync(view)()
+        return body
+
+    piece = b"x" * size
+    scope = make_scope("POST", headers=[(b"content-length", b"%d" % (2 * size))])
+    async with AsgiServer().start(WsgiToAsgi(app), scope, [http_request(piece)]) as exchange:
+        await exchange.until(lambda: exchange.journal.count("receive") >= 2)
+        assert not heard
+        exchange.disconnect()
+        await exchange.finish()
+    assert (exchange.error, heard) == (None, [piece, True, ClientDisconnected])
+    await body.closed.wait_async()

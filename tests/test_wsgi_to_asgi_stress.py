@@ -164,9 +164,13 @@ async def test_cancellation_is_let_through_at_once(step: str, native: bool) -> N
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("yields", [False, True])
 async def test_thousands_of_requests_that_end_at_random_moments(yields: bool) -> None:
-    """[W16][W13] Cancelled, left, or served: then every thread is idle and every iterable was closed once."""
+    """[W16][W13] Cancelled, left, or served: then every thread is idle and every iterable was closed once.
+
+    Five thousand on each loop: half of them where receive() and send() yield, half of them where they do not.
+    """
     rng = random.Random(5000)
-    bodies: list[Body] = []
+    bodies: dict[int, Body] = {}
+    to_be_served: set[int] = set()
     on_asyncio = sniffio.current_async_library() == "asyncio"
 
     def blocks(seed: random.Random, stream: Any, write: Callable[[bytes], object], endless: bool) -> Iterator[bytes]:
@@ -184,9 +188,11 @@ async def test_thousands_of_requests_that_end_at_random_moments(yields: bool) ->
                 yield bytes(seed.choice([0, 1, 1000, 200_000]))
 
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        seed = random.Random(environ["asgi.scope"]["seed"])
+        number = environ["asgi.scope"]["seed"]
+        assert number not in bodies
+        seed = random.Random(number)
         body = Body(blocks(seed, environ["wsgi.input"], start_response("200 OK", []), environ["asgi.scope"]["endless"]))
-        bodies.append(body)
+        bodies[number] = body
         return body
 
     wrapped = WsgiToAsgi(app, threads=6)
@@ -197,8 +203,12 @@ async def test_thousands_of_requests_that_end_at_random_moments(yields: bool) ->
         action = rng.choice(["serve", "disconnect", "cancel", "cancel", "native"])
         if action == "native" and not on_asyncio:
             action = "cancel"
-        pieces: list[Piece] = [http_request(bytes(rng.choice([1, 30_000]))) for _ in range(rng.randrange(5))]
-        scope = make_scope("POST", seed=number, endless=action != "serve" and rng.random() < 0.5)
+        if action == "serve":
+            to_be_served.add(number)
+        sizes = [rng.choice([1, 30_000]) for _ in range(rng.randrange(5))]
+        pieces: list[Piece] = [http_request(bytes(size)) for size in sizes]
+        headers = [(b"content-length", b"%d" % sum(sizes))] if rng.random() < 0.5 else []
+        scope = make_scope("POST", headers=headers, seed=number, endless=action != "serve" and rng.random() < 0.5)
         async with server.start(wrapped, scope, [*pieces, http_request(b"", more_body=False)]) as exchange:
             for _ in range(rng.randrange(1, 15)):
                 await anyio.lowlevel.checkpoint()
@@ -223,8 +233,10 @@ async def test_thousands_of_requests_that_end_at_random_moments(yields: bool) ->
     await in_thread(wrapped._workers.stop, 10).result_async()
     workers = wrapped._workers
     assert (workers.running, workers.streaming, workers.waiting, workers.alive) == (0, 0, 0, 0)
-    assert len(bodies) > 250  # the slower the machine, the more are cancelled before they reach the app
-    assert [body.closes for body in bodies] == [1] * len(bodies)
+    # Of the others, the slower the machine, the more end before they reach the app.
+    assert to_be_served <= bodies.keys()
+    assert len(to_be_served) > 400
+    assert [body.closes for body in bodies.values()] == [1] * len(bodies)
     assert {type(error) for error in errors} <= {LookupError, anyio.get_cancelled_exc_class()}
 
 
