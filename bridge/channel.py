@@ -261,7 +261,7 @@ class ToLoop(Generic[T]):
         self._door = door
         self._window = window
         self._mutex = threading.Lock()
-        self._items: deque[T] = deque()
+        self._items: list[T] = []
         self._size = 0  # of all that was put and not yet sent
         self._on_put: Callable[[], object] | None = None  # wakes the task, while it sleeps
         self._latches: list[_Latch] = []  # of the thread, while it sleeps; an app may have others that put or get, too
@@ -315,12 +315,12 @@ class ToLoop(Generic[T]):
         if on_put is not None:
             on_put()
 
-    async def get(self) -> deque[T]:
+    async def get(self) -> list[T]:
         """All the items there are, at least one. For the task."""
         while True:
             with self._mutex:
                 if self._items:
-                    items, self._items = self._items, deque()
+                    items, self._items = self._items, []
                     return items
                 sleeper = self._door.make_sleeper()
                 self._on_put = functools.partial(self._door.wake, sleeper)
@@ -369,7 +369,7 @@ class ToThread(Generic[T]):
         self._door = door
         self._window = window
         self._mutex = threading.Lock()
-        self._items: deque[tuple[T, int]] = deque()
+        self._items: list[tuple[T, int]] = []
         self._size = 0
         self._sleeper: Any = None  # of the task, while it waits for room
         self._latches: list[_Latch] = []  # of the thread, while it sleeps; an app may have others that put or get, too
@@ -432,7 +432,7 @@ class ToThread(Generic[T]):
         return item
 
     def _take(self) -> tuple[T, Any]:
-        item, size = self._items.popleft()
+        item, size = self._items.pop(0)
         self._size -= size
         if self._size > self._window // 2:
             return item, None

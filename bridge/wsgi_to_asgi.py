@@ -11,7 +11,6 @@ import os
 import sys
 import tempfile
 import threading
-from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -217,6 +216,13 @@ class _LoopForAsgiref:
 class _Cycle:
     """One HTTP request through a WSGI app."""
 
+    # Thousands may wait: with a dict each of them would hold five times as much.
+    __slots__ = tuple(
+        "_ahead _app _app_context _app_error _body_begun _body_complete _body_read _brought _caller_context "
+        "_claim _deaf _door _environ _expected _gone _inlet _items _last_item _outlet _place _receive _receiving "
+        "_response _scope _send _server_error _streams _wanted _worker _workers".split()
+    )
+
     def __init__(
         self,
         app: WSGIApplication,
@@ -238,7 +244,7 @@ class _Cycle:
         self._app_context = self._caller_context.copy()
         self._gone = False  # the client, or the server's wish for an answer
         # The host's
-        self._items: deque[_Item] | None = None  # got, and not yet served
+        self._items: list[_Item] | None = None  # got, and not yet served
         self._expected: int | None = None  # the body's bytes that have yet to come; None if nobody knows
         self._body_begun = False
         self._body_complete = False
@@ -322,7 +328,7 @@ class _Cycle:
             if group is None and self._needs_watch(self._items):
                 return False
             while self._items:
-                item = self._items.popleft()
+                item = self._items.pop(0)
                 if item is _Word.DONE:
                     return True
                 if item is _Word.READ or item is _Word.READ_ASIDE:
@@ -385,7 +391,7 @@ class _Cycle:
                     return
             self._outlet.put_from_loop(_Word.READ_ASIDE)
 
-    def _needs_watch(self, items: deque[_Item]) -> bool:
+    def _needs_watch(self, items: list[_Item]) -> bool:
         if _Word.DONE in items:
             return False  # nothing is left to be stopped
         for item in items:
