@@ -87,7 +87,7 @@ class WsgiToAsgi:
     Args:
         app: The WSGI app: ``app(environ, start_response)`` (PEP 3333).
         threads: How many requests are in the app at once. More wait, in order.
-        streams: How many more may be streaming a response for longer than a second.
+        streams: How many more may be streaming a response for longer than a second, or, where others wait, than a moment.
         lifespan: ``lifespan(self)`` gives an async context manager, which is entered at startup and left at shutdown.
             The mapping that it yields, if any, is the app's in ``environ["asgi.scope"]["state"]``.
 
@@ -272,10 +272,10 @@ class _Cycle:
         except BadRequest as error:
             await self._refuse(error)
             return
-        self._workers.submit(self._work)
+        if not self._receive_ahead():
+            self._workers.submit(self._work)
         self._door.alarm(self, self._on_slow)
         try:
-            self._receive_ahead()
             if not await self._relay(None):
                 await self._relay_watched()
         except BaseException:
@@ -347,16 +347,24 @@ class _Cycle:
                 # A send() that never waits, for a client that is fast or has left, must not keep the loop from others.
                 await anyio.lowlevel.checkpoint()
 
-    def _receive_ahead(self) -> None:
+    def _receive_ahead(self) -> bool:
         """Call receive() at once for a body that is small, and not held back until the app asks for it.
 
         In a task of its own, since the app may answer while a slow client still sends. asyncio's costs a fifth of what
-        it spares; a nursery of trio's would cost more.
+        it spares; a nursery of trio's would cost more. The app begins right behind it in the loop's queue: what is at
+        hand is there before the first read, then.
+
+        Returns:
+            False if it is not called, and the app has yet to begin.
         """
-        if self._expected and self._expected <= AHEAD and self._wanted is None:
-            loop = self._door.native
-            if isinstance(loop, asyncio.AbstractEventLoop):
-                self._ahead = loop.create_task(self._receive_first_chunk())
+        loop = self._door.native
+        if not (self._expected and self._expected <= AHEAD and self._wanted is None):
+            return False
+        if not isinstance(loop, asyncio.AbstractEventLoop):
+            return False
+        self._ahead = loop.create_task(self._receive_first_chunk())
+        loop.call_soon(self._workers.submit, self._work)
+        return True
 
     async def _receive_first_chunk(self) -> None:
         try:
