@@ -87,7 +87,7 @@ class WsgiToAsgi:
     Args:
         app: The WSGI app: ``app(environ, start_response)`` (PEP 3333).
         threads: How many requests are in the app at once. More wait, in order.
-        streams: How many more may be streaming a response for longer than a second, or, where others wait, than a moment.
+        streams: How many more may be streaming a response for longer than a second; a moment, where others wait.
         lifespan: ``lifespan(self)`` gives an async context manager, which is entered at startup and left at shutdown.
             The mapping that it yields, if any, is the app's in ``environ["asgi.scope"]["state"]``.
 
