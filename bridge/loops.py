@@ -440,12 +440,11 @@ class TurnedLoop:
                     for turn in waiters:
                         turn._wake()  # to find the loop closed
 
-    def _drop_after_fork(self) -> None:
+    def _drop_after_fork(self, tasks: set[asyncio.Task[Any]]) -> None:
         # The loop would unregister its descriptors from a selector that the parent uses, too; it must never be closed,
         # and never be missed. Its finalizer asks is_closed().
         with contextlib.suppress(AttributeError):
             self.native.is_closed = lambda: True  # type: ignore[method-assign]
-        tasks = asyncio.all_tasks(self.native)
         for task in tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # the child's exit destroys it: no mistake
         _orphans.append((self.native, tasks))
@@ -606,15 +605,24 @@ class _Watch:
 
 _watch = _Watch()
 _every: weakref.WeakSet[TurnedLoop] = weakref.WeakSet()
+_tasks_at_fork: dict[TurnedLoop, set[asyncio.Task[Any]]] = {}
+"""What the loops run, while a fork is under way: from Python 3.14 on the child's asyncio does not know it any more."""
 _orphans: list[tuple[asyncio.AbstractEventLoop, set[asyncio.Task[Any]]]] = []
+
+
+def _before_fork() -> None:
+    with contextlib.suppress(RuntimeError):  # a thread has just made a loop: the child may complain of a task
+        for loop in list(_every):
+            _tasks_at_fork[loop] = asyncio.all_tasks(loop.native)
 
 
 def _after_fork() -> None:
     global _watch
     _watch = _Watch()
     for loop in list(_every):
-        loop._drop_after_fork()
+        loop._drop_after_fork(_tasks_at_fork.get(loop, set()))
+    _tasks_at_fork.clear()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_tasks_at_fork.clear, after_in_child=_after_fork)
