@@ -8,12 +8,15 @@ import contextlib
 import contextvars
 import errno
 import logging
+import math
 import os
 import select
 import socket
 import ssl
+import sys
 import threading
 import time
+import traceback
 import types
 import weakref
 from collections import deque
@@ -62,6 +65,10 @@ grace."""
 EXIT_SECONDS = 5.0
 """The same at the interpreter's exit, which servers wait for with less patience."""
 
+STARTUP_SECONDS = 60.0
+"""How long an app may take to start, as under hypercorn: some load a model, or wait for their database. A server with
+less patience, as gunicorn's 30 s for a sync worker, says so by itself."""
+
 logger = logging.getLogger("bridge")
 
 
@@ -76,10 +83,11 @@ class AsgiToWsgi:
         loop_factory: Makes event loops, as ``uvloop.new_event_loop`` does.
         lifespan: ``"auto"``: an app that knows no lifespan is served all the same. ``"on"``: it must. ``"off"``: it
             is not asked.
+        startup_timeout: Seconds that the app may take to start; None: as many as it likes.
 
     Raises:
         TypeError: The app is not callable.
-        ValueError: ``loop`` or ``lifespan`` is none of these words.
+        ValueError: ``loop`` or ``lifespan`` is none of these words, or ``startup_timeout`` no positive number.
     """
 
     def __init__(
@@ -89,6 +97,7 @@ class AsgiToWsgi:
         loop: Literal["auto", "shared", "request"] = "auto",
         loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
         lifespan: Literal["auto", "on", "off"] = "auto",
+        startup_timeout: float | None = STARTUP_SECONDS,
     ) -> None:
         if not callable(app):
             raise TypeError(f"AsgiToWsgi expected an ASGI app, a callable, got {shown(app)}")
@@ -96,14 +105,16 @@ class AsgiToWsgi:
             raise ValueError(f"loop expected 'auto', 'shared' or 'request', got {loop!r}")
         if lifespan not in ("auto", "on", "off"):
             raise ValueError(f"lifespan expected 'auto', 'on' or 'off', got {lifespan!r}")
+        if startup_timeout is not None and not 0 < startup_timeout < math.inf:
+            raise ValueError(f"startup_timeout expected seconds, more than 0, or None, got {startup_timeout!r}")
         self.app = app
-        self._life = _Life(loop, loop_factory, lifespan)
+        self._life = _Life(loop, loop_factory, lifespan, startup_timeout)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request (PEP 3333).
 
         Raises:
-            LifespanFailure: The app refused to start.
+            LifespanFailure: The app refused to start, or did not in time.
             ProtocolError: The app broke the ASGI specification, or raised what says something else in a server's
                 thread: CancelledError, GeneratorExit, StopIteration.
             ClientDisconnected: The client left before the response began.
@@ -119,14 +130,15 @@ class AsgiToWsgi:
         """Start the app now, and not at the first request.
 
         Raises:
-            LifespanFailure: The app refused to start.
+            LifespanFailure: The app refused to start, or did not in time.
         """
         self._life.start(self.app)
 
     def close(self) -> None:
         """Shut the app down, and give its loops and threads back. Twice is once; a later request starts it anew.
 
-        Requests in flight and background work are waited for, for a bounded time.
+        Requests in flight and background work are waited for, for a bounded time. What is left after it, as by code
+        that blocks the event loop, is told to the log.
 
         Raises:
             RuntimeError: The caller runs in one of the app's own loops, which would have to wait for itself.
@@ -152,7 +164,9 @@ class AsgiToWsgi:
 class _Life:
     """What an app has in this process: its lifespan and its loops.
 
-    `_mutex` is held during startup and shutdown: threads that race for the first request wait for the one that starts.
+    `_mutex` is held during startup and shutdown: threads that race for the first request wait for the one that starts,
+    and hear it if that one has waited in vain. A startup that blocks its loop holds the thread that runs it, and the
+    mutex with it, for as long as it likes; who waits for the mutex does not.
     A request enters without it: it says that it is there, then looks whether the app still lives; who stops the app
     says that it does not, then looks who is there. So one of them sees the other.
 
@@ -168,10 +182,17 @@ class _Life:
         state: What the app left at startup.
     """
 
-    def __init__(self, loop: str, loop_factory: Callable[[], asyncio.AbstractEventLoop], lifespan: str) -> None:
+    def __init__(
+        self,
+        loop: str,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop],
+        lifespan: str,
+        startup_timeout: float | None,
+    ) -> None:
         self.loop_factory = loop_factory
         self._loop_wish = loop
         self._lifespan_wish = lifespan
+        self._startup_timeout = startup_timeout
         self.reset()
         _every.add(self)
 
@@ -182,12 +203,12 @@ class _Life:
         self.shared: TurnedLoop | None = None
         self.pool = LoopPool(self.loop_factory)
         self.state: dict[str, Any] = {}
-        self._home: TurnedLoop | None = None  # where the lifespan's task lives
-        self._lifespan: Lifespan | None = None
-        self._lifespan_task: asyncio.Task[None] | None = None  # loops hold their tasks weakly
-        self._turn = Turn()
+        self._home: _Home | None = None
         self._mutex = threading.Lock()
         self._changer = 0  # the thread that holds it
+        self._changing_since = 0.0
+        self._late_startups = 0
+        self._late_message = ""  # of the last of them
 
     def enter(self, cycle: _Cycle) -> TurnedLoop:
         """Let a request in; the app is started for the first one.
@@ -210,109 +231,198 @@ class _Life:
     def start(self, app: Any) -> None:
         if _starting.get() is self:
             raise RuntimeError("the app asked its own wrapper for an answer before its startup was complete")
-        with self._changing():
+        late_startups = self._late_startups
+        with self._changing(self._startup_timeout):
             if self.started:
                 return
+            if self._late_startups != late_startups:  # while we waited: many more would wait as long as that, in turn
+                raise LifespanFailure(self._late_message)
             _register_exit()
             if self._lifespan_wish != "off":
                 self._start_lifespan(app)
             if self._loop_wish == "shared" or (self._loop_wish == "auto" and self._home is not None):
-                self.shared = self._home or TurnedLoop(self.loop_factory, needs_keeper=True)
+                self.shared = self._home.loop if self._home else TurnedLoop(self.loop_factory, needs_keeper=True)
             self.started = True
             _started.add(self)
 
     def _start_lifespan(self, app: Any) -> None:
-        home = TurnedLoop(self.loop_factory, needs_keeper=True)
-        turn = self._turn
-        lifespan = Lifespan(app, lambda: home.tell(turn))
-
-        def begin() -> None:
-            self._lifespan_task = home.native.create_task(lifespan.run())
-
+        home = _Home(app, self.loop_factory)
         token = _starting.set(self)  # the lifespan's task and what it starts see it
         try:
-            turn.told = False
-            home.wait(turn, begin)
-        except BaseException:
-            home.close()
-            raise
+            home.start(self._startup_timeout)
         finally:
             _starting.reset(token)
+        lifespan = home.lifespan
         if lifespan.stage in (Stage.STARTED, Stage.STOPPED):  # it may have ended by itself, right after its word
-            self._home, self._lifespan, self.state = home, lifespan, lifespan.state
+            self._home, self.state = home, lifespan.state
             return
-        home.close()
+        home.loop.close()
         if isinstance(lifespan.error, (KeyboardInterrupt, SystemExit)):
             raise lifespan.error
+        if lifespan.stage is Stage.LATE:
+            self._late_startups += 1
+            self._late_message = f"the app did not start: {lifespan.message}{_last_place(lifespan.error)}"
+            raise LifespanFailure(self._late_message) from lifespan.error
         if lifespan.stage is Stage.FAILED:
             raise LifespanFailure(f"the app refused to start: {lifespan.message}") from lifespan.error
         if self._lifespan_wish == "on":
             raise LifespanFailure("the app knows no lifespan, and lifespan='on' asks for one") from lifespan.error
 
     @contextlib.contextmanager
-    def _changing(self) -> Generator[None]:
-        """Hold the mutex; an error if this thread does already, in the middle of which a signal's handler runs."""
+    def _changing(self, timeout: float | None) -> Generator[None]:
+        """Hold the mutex; an error if this thread does already, in the middle of which a signal's handler runs.
+
+        Args:
+            timeout: How long whoever else holds it may do so; a little more, for it may keep to the same limit.
+        """
         if self._changer == threading.get_ident():
             raise RuntimeError("a startup or a shutdown of this app is under way in this very thread")
-        with self._mutex:
-            self._changer = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._changer = 0
+        if not self._mutex.acquire(blocking=False):
+            self._wait_for_change(timeout)
+        self._changing_since = time.monotonic()
+        self._changer = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._changer = 0
+            self._mutex.release()
+
+    def _wait_for_change(self, timeout: float | None) -> None:
+        rest = -1.0 if timeout is None else timeout + GRACE_SECONDS - (time.monotonic() - self._changing_since)
+        if not self._mutex.acquire(timeout=rest if timeout is None else max(rest, 0)):
+            raise LifespanFailure(
+                "a startup or a shutdown of the app has been under way for "
+                f"{time.monotonic() - self._changing_since:.3g} s, it is left {_shown_thread(self._changer)}"
+            )
 
     def stop(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         running = asyncio._get_running_loop()
-        with self._changing():
-            if not self.started:
-                return
-            if running is not None and self._lives_in(running):
-                raise RuntimeError("close() was called in the app's own event loop, which it has to wait for")
-            self.started = False
+        try:
+            with self._changing(3 * timeout):
+                if not self.started:
+                    return
+                if running is not None and self._lives_in(running):
+                    raise RuntimeError("close() was called in the app's own event loop, which it has to wait for")
+                self._stop(timeout)
+        except LifespanFailure as error:
+            logger.error("the app cannot be shut down: %s", error)
+
+    def _stop(self, timeout: float) -> None:
+        """End this life, or leave what cannot be ended to a thread of its own: code of the app may block its loop."""
+        self.started = False
+        home, shared, pool = self._home, self.shared, self.pool
+        try:
+            end = partial(self._end, home, shared, pool, timeout)
+            closer = threading.Thread(target=end, name="bridge-closer", daemon=True)
             try:
-                self._wait_for_cycles(timeout)
-                if self._home is not None and self._lifespan is not None:
-                    self._stop_lifespan(self._home, self._lifespan, timeout)
-            finally:
-                for loop in {self.shared, self._home}:
-                    if loop is not None:
-                        loop.close()
-                self.pool.close()
-                self.pool = LoopPool(self.loop_factory)
-                self.shared = self._home = self._lifespan = self._lifespan_task = None
-                self.state = {}
-                _started.discard(self)
+                closer.start()
+            except RuntimeError:  # can't start new thread: the interpreter is on its way out
+                end()
+                return
+            closer.join(3 * timeout)  # for the requests, for the shutdown, and for what is then cancelled
+            if closer.is_alive():
+                threads = {loop.leader for loop in (shared, home.loop if home else None) if loop is not None}
+                places = " and ".join(map(_shown_thread, threads))
+                logger.error("the app has not ended within %.3g s: its event loop is left %s", 3 * timeout, places)
+        finally:
+            self.pool = LoopPool(self.loop_factory)
+            self.shared = self._home = None
+            self.state = {}
+            _started.discard(self)
+
+    def _end(self, home: _Home | None, shared: TurnedLoop | None, pool: LoopPool, timeout: float) -> None:
+        try:
+            self._wait_for_cycles(timeout)
+            if home is not None:
+                home.stop(timeout)
+        except Exception:
+            logger.exception("the app could not be shut down")
+        finally:
+            for loop in (shared, home.loop if home else None):
+                if loop is not None:
+                    loop.close()  # twice is once
+            pool.close()
 
     def _lives_in(self, native: asyncio.AbstractEventLoop) -> bool:
         home = self._home
-        return (home is not None and home.native is native) or any(cycle.runs_in(native) for cycle in list(self.cycles))
+        return (home is not None and home.loop.native is native) or any(
+            cycle.runs_in(native) for cycle in list(self.cycles)
+        )
 
     def _wait_for_cycles(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while self.cycles and time.monotonic() < deadline:
             time.sleep(WAIT_SECONDS)
+        left = list(self.cycles)
+        if left:
+            logger.error("%d requests have not ended within %.3g s", len(left), timeout)
+        self.cycles.difference_update(left)  # nobody shall wait for them again
 
-    def _stop_lifespan(self, home: TurnedLoop, lifespan: Lifespan, timeout: float) -> None:
-        turn = self._turn
+
+class _Home:
+    """Where an app's lifespan lives: the loop, and the task in which the app starts and shuts down.
+
+    Attributes:
+        loop: It is shared by the requests, unless each is to have its own.
+        lifespan: How far the app has come.
+    """
+
+    def __init__(self, app: Any, loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+        self.loop = TurnedLoop(loop_factory, needs_keeper=True)
+        self.lifespan = Lifespan(app, self._tell)
+        self._turn = Turn()  # of the thread that starts or stops the app
+        self._task: asyncio.Task[None] | None = None  # loops hold their tasks weakly
+
+    def start(self, timeout: float | None) -> None:
+        """Run the app until it has started, or has not. If an interrupt comes, the loop is closed."""
 
         def begin() -> None:
-            lifespan.stop()
-            home.native.call_later(timeout, give_up)
+            self._task = self.loop.native.create_task(self.lifespan.run())
+            if timeout is not None:
+                self.loop.native.call_later(timeout, self.lifespan.give_up, timeout)
 
-        def give_up() -> None:
-            if lifespan.stage is Stage.STOPPING:
-                lifespan.stage, lifespan.message = Stage.STOPPED, f"it took longer than {timeout} s"
-                home.tell(turn)
+        try:
+            self._turn.told = False
+            self.loop.wait(self._turn, begin)
+        except BaseException:
+            self.loop.close()
+            raise
+
+    def stop(self, timeout: float) -> None:
+        """Have the app shut down, and say in the log if it did not."""
+
+        def begin() -> None:
+            self.lifespan.stop()
+            self.loop.native.call_later(timeout, self.lifespan.give_up, timeout)
 
         callback: Callable[[], None] | None = begin
-        while lifespan.stage is not Stage.STOPPED:
-            turn.told = False
-            home.wait(turn, callback)
+        while self.lifespan.stage is not Stage.STOPPED:
+            self._turn.told = False
+            self.loop.wait(self._turn, callback)
             callback = None
-        if lifespan.message:
-            logger.error("the app refused to stop: %s", lifespan.message)
-        elif lifespan.error is not None:
-            logger.error("the app failed when it was to stop", exc_info=lifespan.error)
+        if self.lifespan.message:
+            logger.error("the app refused to stop: %s", self.lifespan.message)
+        elif self.lifespan.error is not None:
+            logger.error("the app failed when it was to stop", exc_info=self.lifespan.error)
+
+    def _tell(self) -> None:
+        self.loop.tell(self._turn)
+
+
+def _last_place(error: BaseException | None) -> str:
+    """Where an app stood that was cancelled."""
+    if error is None or error.__traceback__ is None:
+        return ""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"; it waited in {frame.name}() ({frame.filename}:{frame.lineno})"
+
+
+def _shown_thread(ident: int) -> str:
+    """Where a thread stands that should be elsewhere."""
+    name = next((thread.name for thread in threading.enumerate() if thread.ident == ident), str(ident))
+    frame = sys._current_frames().get(ident)
+    place = f", in {frame.f_code.co_name}() ({frame.f_code.co_filename}:{frame.f_lineno})" if frame is not None else ""
+    return f"to the thread {name}{place}"
 
 
 _every: weakref.WeakSet[_Life] = weakref.WeakSet()
@@ -343,7 +453,7 @@ def _at_exit() -> None:
     for closer in closers:
         closer.start()
     # Each waits for requests, for the shutdown, and for what is then cancelled. An app that blocks its loop is left.
-    deadline = time.monotonic() + 3 * EXIT_SECONDS
+    deadline = time.monotonic() + 3 * EXIT_SECONDS + GRACE_SECONDS
     for closer in closers:
         closer.join(max(0.0, deadline - time.monotonic()))
 

@@ -51,6 +51,8 @@ class Stage(enum.Enum):
     """It knows no lifespan: it raised, returned, or answered in other words."""
     FAILED = enum.auto()
     """It refused to start."""
+    LATE = enum.auto()
+    """It has not started in time."""
     STARTED = enum.auto()
     STOPPING = enum.auto()
     STOPPED = enum.auto()
@@ -69,7 +71,7 @@ class Lifespan:
     Attributes:
         stage: How far the app has come.
         state: What the app left in ``scope["state"]`` at startup; a copy goes into each request's scope.
-        message: Why the app refused to start, or to stop; empty if it did not.
+        message: Why the app refused to start, or to stop; or that it took too long; else empty.
         error: What the app raised.
     """
 
@@ -105,6 +107,17 @@ class Lifespan:
             self._enter(Stage.STOPPING)
         self._stop.set()
 
+    def give_up(self, seconds: float) -> None:
+        """Wait no longer for the app to have started, or stopped, if it has not.
+
+        Args:
+            seconds: How long it has had.
+        """
+        if self.stage in _LATE_STAGE:
+            step = "startup" if self.stage is Stage.STARTING else "shutdown"
+            self.message = f"it sent neither lifespan.{step}.complete nor lifespan.{step}.failed within {seconds:g} s"
+            self._enter(_LATE_STAGE[self.stage])
+
     def _enter(self, stage: Stage) -> None:
         self.stage = stage
         self._on_change()
@@ -131,3 +144,5 @@ _NEXT_STAGE: dict[tuple[Stage, Any], Stage] = {
     (Stage.STOPPING, "lifespan.shutdown.complete"): Stage.STOPPED,
     (Stage.STOPPING, "lifespan.shutdown.failed"): Stage.STOPPED,
 }
+
+_LATE_STAGE = {Stage.STARTING: Stage.LATE, Stage.STOPPING: Stage.STOPPED}

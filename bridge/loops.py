@@ -199,6 +199,12 @@ class TurnedLoop:
         else:
             turn._wake()
 
+    @property
+    def leader(self) -> int:
+        """The thread that runs the loop, 0 for none."""
+        leader = self._leader
+        return leader.thread if leader is not None else 0
+
     def is_led_by(self, turn: Turn) -> bool:
         """Whether the loop is run by the thread of this turn. From within the loop only."""
         return self._leader is turn
@@ -330,6 +336,7 @@ class TurnedLoop:
 
     def _keep(self, keeper: Turn) -> None:
         """The keeper's life: sleep, lead until the loop is wanted, step down."""
+        keeper.thread = threading.get_ident()
         while True:
             keeper._sleep()
             if self._leader is keeper:

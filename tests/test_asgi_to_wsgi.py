@@ -8,12 +8,14 @@ import contextvars
 import gc
 import itertools
 import os
+import re
 import select
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -1173,6 +1175,107 @@ def test_an_app_that_refuses_to_start_is_not_called_and_asked_anew_each_time(loo
     assert len(attempts) == 2
 
 
+async def connect_to_a_database_that_is_not_there() -> None:
+    await asyncio.Event().wait()
+
+
+def test_a_startup_that_hangs_is_a_failure_that_says_what_was_waited_for_and_is_tried_again(
+    factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """[A19]"""
+    journal = Journal()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" and not journal.count("hang"):
+            journal.note("hang")
+            await receive()
+            await connect_to_a_database_that_is_not_there()
+        await lifespan_app(journal)(scope, receive, send)
+
+    with contextlib.closing(AsgiToWsgi(app, loop_factory=factory, startup_timeout=0.1)) as application:  # type: ignore[arg-type]
+        with pytest.raises(
+            LifespanFailure, match=r"lifespan.startup.complete .* within 0\.1 s; it waited in "
+        ) as caught:
+            application.startup()
+        assert "connect_to_a_database_that_is_not_there" in "".join(traceback.format_exception(caught.value))
+        assert run(application).body == b"hello"
+    assert journal.events == ["hang", "startup", "shutdown"]
+
+
+def test_threads_that_race_for_a_startup_that_hangs_all_hear_it() -> None:
+    """[A19] And not one after the other."""
+    attempts: list[int] = []
+    ready = threading.Barrier(16, timeout=LIMIT)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        attempts.append(1)
+        await asyncio.Event().wait()
+
+    application = AsgiToWsgi(app, startup_timeout=0.5)  # type: ignore[arg-type]
+
+    def serve(number: int) -> BaseException | None:
+        ready.wait()
+        return WsgiServer().run(application).error
+
+    errors = run_in_threads(serve, 16, threads=16)
+    assert [type(error) for error in errors] == [LifespanFailure] * 16
+    assert len(attempts) < 8  # 1, but for threads that come late
+
+
+def test_a_startup_that_blocks_holds_no_thread_but_its_own() -> None:
+    """[A19] That one cannot be taken back."""
+    blocking, may_start = Signal("blocking"), Signal("may start")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            blocking.set()
+            may_start.wait()
+        await lifespan_app(Journal())(scope, receive, send)
+
+    with contextlib.closing(AsgiToWsgi(app, startup_timeout=0.1)) as application:  # type: ignore[arg-type]
+        first = in_thread(run, application)
+        blocking.wait()
+        for _ in range(2):
+            with pytest.raises(LifespanFailure, match=rf"under way for .* s, .* {first.thread.name}, in wait\(\)"):
+                run(application)
+        application._life.stop(0.01)
+        may_start.set()
+        assert first.result().body == b"hello"
+        assert run(application).body == b"hello"
+
+
+def test_no_limit_for_the_startup() -> None:
+    """[A19]"""
+    with AsgiToWsgi(lifespan_app(Journal()), startup_timeout=None) as application:  # type: ignore[arg-type]
+        assert run(application).body == b"hello"
+
+
+def test_close_leaves_an_app_that_blocks_its_loop(wrap: Wrap, caplog: pytest.LogCaptureFixture) -> None:
+    """[A20] And says so. The next life is not held up by it."""
+    blocked, may_end = Signal("blocked"), Signal("may end")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await hello(scope, receive, send)
+        if scope["path"] == "/block":
+            blocked.set()
+            may_end.wait()
+
+    application = wrap(app)
+    request = in_thread(run, application, make_environ(path="/block"))
+    blocked.wait()
+    began = time.monotonic()
+    application._life.stop(0.1)
+    assert time.monotonic() - began < 3
+    assert "1 requests have not ended within 0.1 s" in caplog.text
+    if application._life._loop_wish == "shared":
+        assert re.search(
+            r"has not ended within 0.3 s: its event loop is left to the thread .*, in wait\(\)", caplog.text
+        )
+    assert run(application).body == b"hello"
+    may_end.set()
+    assert request.result().body == b"hello"
+
+
 def test_a_shutdown_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """[A20]"""
 
@@ -1198,7 +1301,7 @@ def test_a_shutdown_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, capl
     application = AsgiToWsgi(app)  # type: ignore[arg-type]
     application.startup()
     application._life.stop(0.05)
-    assert "longer than" in caplog.text
+    assert "within 0.05 s" in caplog.text
 
 
 def test_close_waits_for_requests_and_background_work(loop: str) -> None:
@@ -1314,6 +1417,8 @@ def test_a_shutdown_that_hangs_does_not_hang_the_exit() -> None:
         print("served")
     """)
     assert (result.returncode, result.stdout) == (0, "served\n"), result.stderr
+    assert "within 0.2 s" in result.stderr
+    assert re.search("within 0.6 s: its event loop is left to the thread bridge-.*, in app()", result.stderr)
 
 
 @pytest.mark.parametrize("factory_name", ["asyncio.new_event_loop", "uvloop.new_event_loop"])
@@ -1377,7 +1482,13 @@ def test_a_signals_exit_in_the_middle_of_the_loop_ends_the_server_and_leaves_the
 
 @pytest.mark.parametrize(
     ("options", "error"),
-    [({"loop": "own"}, ValueError), ({"lifespan": "yes"}, ValueError), ({"app": None}, TypeError)],
+    [
+        ({"loop": "own"}, ValueError),
+        ({"lifespan": "yes"}, ValueError),
+        ({"startup_timeout": 0}, ValueError),
+        ({"startup_timeout": float("nan")}, ValueError),
+        ({"app": None}, TypeError),
+    ],
 )
 def test_wrong_options_are_told_at_once(options: dict[str, Any], error: type[Exception]) -> None:
     """[S1]"""

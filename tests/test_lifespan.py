@@ -98,6 +98,63 @@ def test_what_the_app_leaves_in_its_state_is_kept() -> None:
     assert lifespan.error is None
 
 
+@pytest.mark.parametrize("word", [None, COMPLETE, FAILED])
+def test_an_app_that_is_not_waited_for_any_more_cannot_start(word: str | None) -> None:
+    """[A19]"""
+    stages: list[Stage] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if word is not None:
+                await send({"type": word})
+            raise
+
+    async def main() -> Lifespan:
+        lifespan = Lifespan(app, lambda: stages.append(lifespan.stage))
+        task = asyncio.create_task(lifespan.run())
+        await asyncio.sleep(0)
+        lifespan.give_up(0.5)
+        lifespan.give_up(0.7)
+        task.cancel()
+        await task
+        return lifespan
+
+    lifespan = asyncio.run(main())
+    assert stages == [Stage.LATE]
+    assert lifespan.message == "it sent neither lifespan.startup.complete nor lifespan.startup.failed within 0.5 s"
+    assert isinstance(lifespan.error, ProtocolError if word else asyncio.CancelledError)
+
+
+def test_an_app_that_lives_or_is_dead_is_not_given_up() -> None:
+    """[A20] A timer that comes late changes nothing; one that comes in time ends the shutdown."""
+
+    async def main() -> None:
+        ended = Lifespan(sends(COMPLETE), lambda: None)
+        await ended.run()
+        ended.give_up(1)
+        assert (ended.stage, ended.message) == (Stage.STOPPED, "")
+
+        async def app(scope: Message, receive: Receive, send: Send) -> None:
+            await sends(COMPLETE)(scope, receive, send)
+            await asyncio.Event().wait()
+
+        stages: list[Stage] = []
+        lifespan = Lifespan(app, lambda: stages.append(lifespan.stage))
+        task = asyncio.create_task(lifespan.run())
+        await asyncio.sleep(0)
+        lifespan.give_up(1)
+        lifespan.stop()
+        lifespan.give_up(0.25)
+        assert stages == [Stage.STARTED, Stage.STOPPING, Stage.STOPPED]
+        assert lifespan.message.endswith("lifespan.shutdown.failed within 0.25 s")
+        task.cancel()
+        await task
+
+    asyncio.run(main())
+
+
 def test_shutdown_is_not_heard_before_it_is_asked_for() -> None:
     """[A20]"""
 
