@@ -763,12 +763,32 @@ class _Cycle:
             if self._body_received:
                 self._watch_client()
             elif not self._asked:
-                self._asked = self._wants_chunk = True
-                self._loop.tell(self._turn)
+                self._asked = True
+                if self._reader.complete:  # so nothing has to be read
+                    self._deliver(self._reader.next_message())
+                    continue
+                self._loop.native.call_soon(self._ask_for_chunk)
             receiver = self._loop.native.create_future()
             self._receivers.append(receiver)
-            await receiver
+            try:
+                await receiver
+            except asyncio.CancelledError:
+                self._receivers = [receiver for receiver in self._receivers if not receiver.done()]
+                raise
         return self._messages.popleft()
+
+    def _ask_for_chunk(self) -> None:
+        """Have the server's thread read, which nobody can take back, if it is still wanted.
+
+        Starlette's ``is_disconnected()`` calls receive() in a scope that is cancelled already, and hears of that at the
+        loop's next turn: it wants what is here, and not to have the response wait for a client that sends slowly.
+        """
+        if all(receiver.done() for receiver in self._receivers):
+            self._asked = False
+            self._watch_client()
+        else:
+            self._wants_chunk = True
+            self._loop.tell(self._turn)
 
     def _deliver(self, message: ASGIReceiveEvent) -> None:
         self._asked = False

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio
 import anyio.to_thread
 import pytest
 import uvloop
@@ -303,6 +304,79 @@ def test_a_cancelled_receive_is_no_wish_for_a_second_piece(wrap: Wrap) -> None:
 
     assert run(wrap(app), post(stream, 6)).body == b"abc"
     assert len(stream.reads) == 1
+
+
+async def is_disconnected(receive: Receive) -> bool:
+    """Ask as Starlette's Request does."""
+    message: Message = {}
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        message = await receive()
+    return message.get("type") == "http.disconnect"
+
+
+def test_to_ask_for_a_disconnect_reads_nothing(wrap: Wrap) -> None:
+    """[A4] The response does not wait for a client that sends slowly, and the body is still there."""
+    may_send = Signal("may send")
+    stream = FakeInput([may_send, b"abc"], fills=False)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(3):
+            assert not await is_disconnected(receive)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await receive()
+            await asyncio.sleep(0.001)
+        await send(start())
+        await send(body(b"1", True))
+        assert not await is_disconnected(receive)
+        await send(body(b"2", True))
+        await send(body(await read_all(receive)))
+
+    with WsgiServer().start(wrap(app), post(stream, 3)) as exchange:
+        assert [next(exchange), next(exchange)] == [b"1", b"2"]
+        assert not stream.reads
+        may_send.set()
+        assert next(exchange) == b"abc"
+
+
+def test_an_empty_body_costs_the_servers_thread_nothing(wrap: Wrap) -> None:
+    """[A3] The first receive() has it, also in a scope that is cancelled."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with anyio.CancelScope() as cancelled:
+            cancelled.cancel()
+            assert await receive() == {"type": "http.request", "body": b"", "more_body": False}
+        assert not await is_disconnected(receive)
+        await hello(scope, receive, send)
+
+    assert run(wrap(app)).body == b"hello"
+
+
+def test_to_ask_again_and_again_piles_nothing_up(wrap: Wrap) -> None:
+    """[A4] [A13] While the body is not read, while it is, and after it."""
+    may_send = Signal("may send")
+    applications: list[AsgiToWsgi] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        (cycle,) = applications[0]._life.cycles
+
+        async def poll() -> None:
+            for _ in range(20):
+                assert not await is_disconnected(receive)
+            assert len(cycle._receivers) < 3
+
+        await poll()
+        reading = asyncio.create_task(receive())
+        await asyncio.sleep(0.01)
+        await poll()
+        may_send.set()
+        assert (await reading)["body"] == b"abc"
+        await poll()
+        await hello(scope, receive, send)
+
+    applications.append(wrap(app))
+    assert run(applications[0], post(FakeInput([may_send, b"abc"], fills=False), 3)).body == b"hello"
 
 
 def test_two_tasks_in_receive_get_each_piece_once(wrap: Wrap) -> None:
@@ -745,6 +819,26 @@ def test_a_client_that_leaves_is_seen_without_a_write(wrap: Wrap, key: str, stre
         exchange = call.result()
     assert heard == [{"type": "http.disconnect"}]
     assert isinstance(exchange.error, ClientDisconnected)
+
+
+def test_a_client_that_leaves_is_seen_by_an_app_that_has_not_read_its_body(wrap: Wrap) -> None:
+    """[A11] And only asks from time to time."""
+    asked = Signal("asked")
+    never = Signal("never")
+    stream = FakeInput([never, b"abc"], fills=False)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while not await is_disconnected(receive):
+            asked.set()
+            await asyncio.sleep(0.01)
+
+    with client_socket() as (client, server):
+        environ = post(stream, 3) | {"gunicorn.socket": server}
+        call = in_thread(WsgiServer().run, wrap(app), environ)
+        asked.wait()
+        client.close()
+        assert isinstance(call.result().error, ClientDisconnected)
+    assert not stream.reads
 
 
 def test_the_socket_of_another_protocol_is_not_looked_at(wrap: Wrap) -> None:
