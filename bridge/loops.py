@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 import queue
+import sys
 import threading
 import time
 import weakref
@@ -63,6 +64,9 @@ _numbers = itertools.count(1)
 # for IDLE_SECONDS, its keeper leads it, until a thread that waits wants it. In a busy time that never happens.
 # Threads that must not run a loop, because another one runs in them, wait as followers and have the keeper lead at
 # once.
+#
+# Greenlets cannot be moved to another thread, and SQLAlchemy's async engine waits in the middle of one. So where they
+# are used, each loop has one thread for ever: every thread waits as a follower, and the keeper leads until the end.
 #
 # `_mutex` guards the leader, the followers and what the watch knows; it is held for a few instructions, never while a
 # callback or the loop runs. A Turn's lock is unlocked while a wake-up is on its way, and locked otherwise.
@@ -219,15 +223,21 @@ class TurnedLoop:
                 return
             self.native.call_soon_threadsafe(callback)
 
-    def _take(self, turn: Turn, callback: Callable[[], object] | None) -> bool:
-        """Become the leader: True; or wait as a follower until the turn was told: False."""
+    def _take(self, turn: Turn, callback: Callable[[], object] | None, force: bool = False) -> bool:
+        """Become the leader: True; or wait as a follower until the turn was told: False.
+
+        Args:
+            force: Lead also where greenlets bind the loop to its keeper.
+        """
         keeper, asks = None, False
         running = asyncio._get_running_loop()
+        leads = running is None and (force or "greenlet" not in sys.modules)
         turn.thread = threading.get_ident()
         with self._mutex:
-            if self._leader is None and running is None and not self._over:
+            if self._leader is None and leads and not self._over:
                 self._leader = turn
             else:
+                turn.leads = leads
                 keeper, asks = self._line_up(turn, running)
         if self._leader is turn:  # at once, or handed over in this very moment
             if callback is not None:
@@ -245,7 +255,6 @@ class TurnedLoop:
             raise RuntimeError("the event loop is closed")
         if running is not None and running is self.native:
             raise RuntimeError("an event loop cannot be waited for by what runs in it")
-        turn.leads = running is None
         if turn.leads and self._leader is not None and self._leader.thread == turn.thread:
             self._leader = turn  # it is ourselves, before an interrupt kept us from stepping down
             return None, False
@@ -341,7 +350,7 @@ class TurnedLoop:
             keeper._sleep()
             if self._leader is keeper:
                 self._lead_until_wanted(keeper)
-            elif self._closed:
+            elif self._over:
                 return
 
     def _lead_until_wanted(self, keeper: Turn) -> None:
@@ -381,22 +390,26 @@ class TurnedLoop:
 
     @contextlib.contextmanager
     def _led(self) -> Generator[None, None, None]:
-        """Lead the loop as soon as it can be had, to run it otherwise than by turns."""
+        """Lead the loop as soon as it can be had, to run nothing in it."""
         turn = Turn()
         try:
-            self._take(turn, None)
+            self._take(turn, None, force=True)
             yield
         finally:
             if self._leader is turn:
                 self._step_down()
 
-    def _finish(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end, as the leader. A stop that comes late would break run_until_complete()."""
-        task = self.native.create_task(coroutine)
-        task.add_done_callback(lambda _: self.native.stop())
-        while not task.done():
-            self._run()
-        return task.result()
+    def _complete(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end, whoever leads."""
+        turn = Turn()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            tasks.append(self.native.create_task(coroutine))
+            tasks[0].add_done_callback(lambda _: self.tell(turn))
+
+        self.wait(turn, begin)
+        return tasks[0].result()
 
     def clear(self, ready: bool = False) -> bool:
         """End what a request has left: cancel its tasks, let go the threads of its executor, call off the keeper.
@@ -413,15 +426,23 @@ class TurnedLoop:
             self._executor.shutdown(wait=False)
             self._executor = _Executor()
             self.native.set_default_executor(self._executor)
-        if not ready and self._leader is None and not self._tasks():
+        bound = "greenlet" in sys.modules  # then the keeper may as well go on, and knows best what there is
+        if not (ready or bound) and self._leader is None and not self._tasks():
             return True
         if asyncio._get_running_loop() is not None:
             return _in_thread(partial(self.clear, ready))
-        with self._led():
-            if ready:
-                self._finish(_run_what_is_ready())
-            tasks = self._tasks()
-            return not tasks or self._finish(_cancel(tasks))
+        cleared = self._complete(self._clear(ready))
+        if not bound:
+            with self._led():  # so that the keeper does not
+                pass
+        return cleared
+
+    async def _clear(self, ready: bool) -> bool:
+        if ready:
+            await _run_what_is_ready()
+        tasks = self._tasks()
+        tasks.discard(asyncio.current_task())  # type: ignore[arg-type]
+        return await _cancel(tasks)
 
     def close(self) -> None:
         """End all tasks, asynchronous generators and executor threads of the loop, and close it. Twice is once."""
@@ -433,13 +454,13 @@ class TurnedLoop:
             if self._closed:
                 return
             self._closed = True
-        with self._led():
-            try:
-                self._finish(_cancel(asyncio.all_tasks(self.native)))
-                self._finish(self.native.shutdown_asyncgens())
-                if self._executor.used:
-                    _in_thread(self._executor.shutdown, CANCEL_SECONDS)
-            finally:
+        try:
+            self._complete(_cancel(asyncio.all_tasks(self.native)))
+            self._complete(self.native.shutdown_asyncgens())
+            if self._executor.used:
+                _in_thread(self._executor.shutdown, CANCEL_SECONDS)
+        finally:
+            with self._led():
                 self.native.close()
                 with self._mutex:
                     self._over = True

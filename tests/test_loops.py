@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
@@ -256,6 +257,64 @@ def test_an_interrupt_gives_the_loop_up(loop: TurnedLoop) -> None:
     turn = Turn()
     loop.wait(turn, teller(loop, turn, 0.01))
     assert turn.told
+
+
+def test_where_greenlets_are_used_a_loop_has_one_thread(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A16] Whoever waits for it; also while nobody does, and for its end."""
+    # The package itself would stay for all tests that follow.
+    monkeypatch.setitem(sys.modules, "greenlet", types.ModuleType("greenlet"))
+    threads: set[int] = set()
+
+    def note() -> None:
+        threads.add(threading.get_ident())
+
+    async def work() -> None:
+        note()
+        try:
+            await asyncio.sleep(100)
+        finally:
+            note()
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            note()
+
+    generator = numbers()
+    tasks: list[asyncio.Task[None]] = []
+    with contextlib.closing(TurnedLoop(factory, needs_keeper=False)) as loop:
+
+        def begin() -> None:
+            tasks.append(loop.native.create_task(work()))
+
+        def serve(number: int) -> None:
+            turn = Turn()
+            loop.wait(turn, in_turn(note, teller(loop, turn, 0.001 * (number % 3))))
+
+        run_in_threads(serve, 30, threads=8)
+        serve(0)
+        turn = Turn()
+        loop.wait(turn, in_turn(begin, teller(loop, turn, 0.001)))
+        assert loop.clear(ready=True)
+        assert tasks[0].cancelled()
+        assert loop.clear()
+        fired = Signal("fired")
+        turn = Turn()
+        loop.wait(turn, in_turn(lambda: loop.native.call_later(0.02, in_turn(note, fired.set)), teller(loop, turn)))
+        fired.wait()
+        turn = Turn()
+
+        async def open_generator() -> None:
+            await anext(generator)
+            loop.tell(turn)
+
+        loop.wait(turn, lambda: tasks.append(loop.native.create_task(open_generator())))
+        loop.wait(turn, begin)
+        serve(0)
+    assert loop.native.is_closed()
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
 # -- The end -----------------------------------------------------------------------------------------------------------
