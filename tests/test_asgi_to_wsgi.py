@@ -367,7 +367,7 @@ def test_to_ask_again_and_again_piles_nothing_up(wrap: Wrap) -> None:
             assert len(cycle._receivers) < 3
 
         await poll()
-        reading = asyncio.create_task(receive())
+        reading = asyncio.ensure_future(receive())
         await asyncio.sleep(0.01)
         await poll()
         may_send.set()
