@@ -579,18 +579,29 @@ class _Cycle:
             self._wait(partial(self._create_task, scope))
             if not self._opened:
                 self._raise_failure(f"the app ended without a response: it is {response.state.name} of it")
+            result = _Result(self)
+            file = self._open_file(response.path, result) if response.path is not None else None
             self._begun = True
             self._start_response(response.status, response.headers)
-            result = _Result(self)
-            if response.path is not None:
+            if file is not None:
                 self._send_trailers()
-                return self._environ["wsgi.file_wrapper"](PathFile(response.path, result.close))  # type: ignore[no-any-return]
+                return self._environ["wsgi.file_wrapper"](file)  # type: ignore[no-any-return]
         except BaseException:
             self.close()
             raise
         if not self._whole:
             self._loop.keep()
         return result
+
+    def _open_file(self, path: str, result: _Result) -> PathFile:
+        """Open the file that is the body; before the server knows of the response, which may have to become a 500."""
+        file = PathFile(path, result.close)
+        try:
+            self._response.check_file(file.size())
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def _build_scope(self) -> dict[str, Any]:
         environ = self._environ

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+from bridge.errors import ProtocolError, shown
 from bridge.headers import content_length
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ class BodyReader:
         Returns:
             ``http.request``, of which the last has ``more_body`` false; ``http.disconnect`` where the body ends before
             its length or cannot be read, and once the body is complete.
+
+        Raises:
+            ProtocolError: The server's stream gave no bytes.
         """
         if self._read is None:
             return {"type": "http.disconnect"}
@@ -112,6 +116,9 @@ class BodyReader:
             # As servers say that the client left or (cheroot and eventlet by ValueError) that its chunks are malformed.
             self._read = None
             return {"type": "http.disconnect"}
+        if not isinstance(data, bytes):
+            self._read = None
+            raise ProtocolError(f"wsgi.input expected to give bytes, gave {shown(data)}")
         if self._remaining is None:
             self.complete = not data
         else:

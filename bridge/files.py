@@ -63,6 +63,9 @@ class PathFile:
     def fileno(self) -> int:
         return self._file.fileno()
 
+    def size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
     def tell(self) -> int:
         return self._file.tell()
 

@@ -225,6 +225,10 @@ class AsgiResponse:
             raise ProtocolError(f"send() got a message of type {shown(kind)}, which was not offered to the app")
         return b""
 
+    def check_file(self, size: int) -> None:
+        """Raises `ProtocolError` if the file that is to be the body has not the length that was declared."""
+        self._length.check_end(size)
+
     def _start(self, message: Mapping[str, Any]) -> None:
         self._expect(NOTHING, message)
         status = message.get("status")

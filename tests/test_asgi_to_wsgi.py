@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import gc
-import itertools
 import os
 import re
 import select
@@ -894,8 +893,41 @@ def test_a_file_goes_by_the_servers_file_wrapper(wrap: Wrap, tmp_path: Path) -> 
 def test_a_file_that_is_not_there_is_an_error(wrap: Wrap, tmp_path: Path) -> None:
     """[A12] [S2]"""
     app = sends(start(), {"type": "http.response.pathsend", "path": str(tmp_path / "missing")})
-    with pytest.raises(FileNotFoundError):
-        run(wrap(app), make_environ() | {"wsgi.file_wrapper": FileWrapper}, validate=False)
+    exchange = WsgiServer().run(wrap(app), make_environ() | {"wsgi.file_wrapper": FileWrapper})
+    assert isinstance(exchange.error, FileNotFoundError)
+    assert not exchange.started
+
+
+@pytest.mark.parametrize(("declared", "fits"), [(b"7", True), (b"6", False), (b"8", False)])
+def test_a_file_has_the_length_that_is_declared(wrap: Wrap, tmp_path: Path, declared: bytes, fits: bool) -> None:
+    """[A8] [A12] It may have changed since the app looked: then the response is an error, and not cut."""
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    app = sends(start(200, (b"content-length", declared)), {"type": "http.response.pathsend", "path": str(path)})
+    exchange = WsgiServer(validate=False).run(wrap(app), make_environ() | {"wsgi.file_wrapper": FileWrapper})
+    assert exchange.started == fits
+    if not fits:
+        assert isinstance(exchange.error, ProtocolError)
+        assert str(exchange.error).endswith(f"Content-Length is {declared.decode()}")
+
+
+@pytest.mark.parametrize("answer", [None, "text", 5], ids=["None", "str", "int"])
+def test_a_wsgi_input_that_gives_no_bytes_is_the_servers_mistake(wrap: Wrap, answer: object) -> None:
+    """[A3] [S1] And nobody waits for ever."""
+
+    class Odd:
+        def read(self, size: int) -> Any:
+            return answer
+
+    heard: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        heard.append(await receive())
+
+    environ = make_environ("POST", CONTENT_LENGTH="5") | {"wsgi.input": Odd()}
+    with pytest.raises(ProtocolError, match=r"wsgi\.input expected to give bytes, gave"):
+        run(wrap(app), environ, validate=False)
+    wait_for(lambda: heard == [{"type": "http.disconnect"}])
 
 
 def test_early_hints_are_sent_by_the_servers_thread_before_the_app_goes_on(wrap: Wrap) -> None:
@@ -1108,17 +1140,31 @@ def test_what_was_made_at_startup_works_in_later_requests_of_other_threads(
     assert bodies == [b"%d" % (number * number) for number in range(200)]
 
 
-@pytest.mark.parametrize("time_of", ["idleness", "requests", "upload"])
+@pytest.mark.parametrize("time_of", ["idleness", "requests", "requests of 8 threads", "upload"])
 def test_tasks_go_on_between_requests(factory: Callable[[], asyncio.AbstractEventLoop], time_of: str) -> None:
-    """[A5] [A16] A periodic task is late by little, whatever the server's threads do."""
-    ticks: list[float] = []
+    """[A5] [A16] A periodic task is late by less than 20 ms, whatever the server's threads do.
+
+    On an idle machine that holds for nearly all of its ticks; here the median of them speaks, and the best of three
+    attempts: somebody else may keep the machine busy.
+    """
+    medians: list[float] = []
+    while len(medians) < 3 and min(medians, default=1.0) >= 0.02:
+        lateness = sorted(late_by(factory, time_of))
+        medians.append(lateness[len(lateness) // 2])
+    assert min(medians) < 0.02
+
+
+def late_by(factory: Callable[[], asyncio.AbstractEventLoop], time_of: str) -> list[float]:
+    """By how much each tick of a task in the lifespan is late."""
+    lateness: list[float] = []
     enough = Signal("enough ticks")
 
     async def tick() -> None:
         while True:
+            due = time.monotonic() + 0.01
             await asyncio.sleep(0.01)
-            ticks.append(time.monotonic())
-            if len(ticks) == 40:
+            lateness.append(time.monotonic() - due)
+            if len(lateness) == 40:
                 enough.set()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -1132,14 +1178,20 @@ def test_tasks_go_on_between_requests(factory: Callable[[], asyncio.AbstractEven
             return
         await echo(scope, receive, send)
 
+    def keep_asking(number: int = 0) -> None:
+        while not enough.is_set():
+            run(application)
+
     with AsgiToWsgi(app, loop_factory=factory) as application:  # type: ignore[arg-type]
+        application.startup()
         if time_of == "upload":
             assert run(application, post(FakeInput([enough, b"x"]), 1)).body == b"x"
-        while time_of == "requests" and not enough.is_set():
-            run(application)
+        elif time_of == "requests":
+            keep_asking()
+        elif time_of == "requests of 8 threads":
+            run_in_threads(keep_asking, 8)
         enough.wait()
-    gaps = sorted(later - earlier for earlier, later in itertools.pairwise(ticks))
-    assert gaps[len(gaps) // 2] < 0.05  # not the longest: the machine may be busy
+    return lateness[:40]
 
 
 def test_sync_code_of_different_requests_runs_in_different_threads(wrap: Wrap) -> None:
