@@ -29,7 +29,7 @@ from bridge.body import BodyReader
 from bridge.errors import BadRequest, ClientDisconnected, LifespanFailure, ProtocolError, shown
 from bridge.files import PathFile
 from bridge.lifespan import Lifespan, Stage
-from bridge.loops import LoopPool, Turn, TurnedLoop
+from bridge.loops import LoopPool, Turn, TurnedLoop, notice_fork
 from bridge.response import COMPLETE, NOTHING, STARTED, AsgiResponse
 from bridge.scope import build_scope
 
@@ -217,6 +217,8 @@ class _Life:
             The loop that it is to use.
         """
         while True:
+            if os.getpid() != _pid:
+                _notice_fork()
             if not self.started:
                 self.start(cycle.owner.app)
             self.cycles.add(cycle)
@@ -229,6 +231,7 @@ class _Life:
             self.cycles.discard(cycle)
 
     def start(self, app: Any) -> None:
+        _notice_fork()
         if _starting.get() is self:
             raise RuntimeError("the app asked its own wrapper for an answer before its startup was complete")
         late_startups = self._late_startups
@@ -296,6 +299,7 @@ class _Life:
             )
 
     def stop(self, timeout: float = SHUTDOWN_SECONDS) -> None:
+        _notice_fork()
         running = asyncio._get_running_loop()
         try:
             with self._changing(3 * timeout):
@@ -429,6 +433,8 @@ _every: weakref.WeakSet[_Life] = weakref.WeakSet()
 _starting: contextvars.ContextVar[_Life | None] = contextvars.ContextVar("bridge.starting", default=None)
 _started: set[_Life] = set()
 _exit_registered = False
+_pid = os.getpid()
+_noticing = threading.Lock()  # threads of a child that notice at once
 
 
 def _register_exit() -> None:
@@ -459,9 +465,24 @@ def _at_exit() -> None:
 
 
 def _after_fork() -> None:
+    global _pid
+    _pid = os.getpid()
     _started.clear()
     for life in list(_every):
         life.reset()
+
+
+def _notice_fork() -> None:
+    """Begin anew in a child that nobody has told of the fork.
+
+    uWSGI forks its workers without a word to Python, unless it is run with ``--py-call-osafterfork``. Apps that were
+    used before, and not only wrapped, then have loops whose threads are missing.
+    """
+    if os.getpid() != _pid:
+        with _noticing:
+            notice_fork()
+            if os.getpid() != _pid:
+                _after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -646,7 +667,7 @@ class _Cycle:
             elif self._wants_chunk:
                 self._wants_chunk = False
                 self._loop.keep()
-                callback = partial(self._deliver, self._read())
+                callback = partial(self._deliver, self._get_reader().next_message())
             else:
                 self._loop.wait(turn, callback)
                 turn.told = False
@@ -654,10 +675,10 @@ class _Cycle:
         if callback is not None:
             self._loop.post(callback)
 
-    def _read(self) -> ASGIReceiveEvent:
+    def _get_reader(self) -> BodyReader:
         if self._reader is None:
             self._reader = BodyReader(self._environ)
-        return self._reader.next_message()
+        return self._reader
 
     def _send_trailers(self) -> None:
         trailers, self._response.trailers = self._response.trailers, []
@@ -775,8 +796,9 @@ class _Cycle:
                 self._watch_client()
             elif not self._asked:
                 self._asked = True
-                if self._reader.complete:  # so nothing has to be read
-                    self._deliver(self._reader.next_message())
+                reader = self._get_reader()
+                if reader.complete:  # so nothing has to be read
+                    self._deliver(reader.next_message())
                     continue
                 self._loop.native.call_soon(self._ask_for_chunk)
             receiver = self._loop.native.create_future()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["LoopPool", "Turn", "TurnedLoop"]
+__all__ = ["LoopPool", "Turn", "TurnedLoop", "notice_fork"]
 
 WATCH_SECONDS = 0.012
 """How often the watch looks at loops that may be left alone. Each look costs the threads that are busy then a hand-over
@@ -632,6 +632,7 @@ class _Watch:
 
 
 _watch = _Watch()
+_pid = os.getpid()
 _every: weakref.WeakSet[TurnedLoop] = weakref.WeakSet()
 _tasks_at_fork: dict[TurnedLoop, set[asyncio.Task[Any]]] = {}
 """What the loops run, while a fork is under way: from Python 3.14 on the child's asyncio does not know it any more."""
@@ -645,11 +646,19 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
-    global _watch
+    global _pid, _watch
+    _pid = os.getpid()
     _watch = _Watch()
     for loop in list(_every):
-        loop._drop_after_fork(_tasks_at_fork.get(loop, set()))
+        tasks = _tasks_at_fork.get(loop)
+        loop._drop_after_fork(asyncio.all_tasks(loop.native) if tasks is None else tasks)
     _tasks_at_fork.clear()
+
+
+def notice_fork() -> None:
+    """Do what is to be done in a child, where the fork was not Python's own, and has called nobody."""
+    if os.getpid() != _pid:
+        _after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -1568,9 +1568,11 @@ def test_a_shutdown_that_hangs_does_not_hang_the_exit() -> None:
 
 
 @pytest.mark.parametrize("factory_name", ["asyncio.new_event_loop", "uvloop.new_event_loop"])
-@pytest.mark.parametrize("kind", ["shared", "request"])
-def test_a_fork_after_use_leaves_both_sides_serving(factory_name: str, kind: str) -> None:
-    """[A20] The child starts the app anew, and does not touch the parent's loop, in which a task waits for a pipe."""
+@pytest.mark.parametrize(("kind", "fork"), [("shared", "os"), ("request", "os"), ("shared", "libc")])
+def test_a_fork_after_use_leaves_both_sides_serving(factory_name: str, kind: str, fork: str) -> None:
+    """[A20] uWSGI's are those of the C library: Python's hooks are not called.
+
+    The child starts the app anew, and does not touch the parent's loop, in which a task waits for a pipe."""
     result = script(f"""
         reads, writes = os.pipe()
         heard = threading.Event()
@@ -1581,7 +1583,8 @@ def test_a_fork_after_use_leaves_both_sides_serving(factory_name: str, kind: str
         application = AsgiToWsgi(wrapped, loop="{kind}", loop_factory={factory_name})
         exchange = WsgiServer().run(application, make_environ(path="/listen"))
         time.sleep(0.05)
-        child = os.fork()
+        import ctypes
+        child = ctypes.PyDLL(None).fork() if "{fork}" == "libc" else os.fork()
         if not child:
             assert run(application) == b"hello"
             application.close()
