@@ -441,7 +441,7 @@ class TurnedLoop:
         if ready:
             await _run_what_is_ready()
         tasks = self._tasks()
-        tasks.discard(asyncio.current_task())  # type: ignore[arg-type]
+        tasks.discard(asyncio.current_task())
         return await _cancel(tasks)
 
     def close(self) -> None:
