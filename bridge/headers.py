@@ -226,8 +226,10 @@ def decode_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, st
     return decoded
 
 
-def declared_length(headers: Iterable[tuple[Text, Text]], name: Text) -> int | None:
+def declared_length(headers: list[tuple[Text, Text]], name: Text) -> int | None:
     """The number of bytes that the headers of a response declare, or None.
+
+    Of equal declarations the first is left in the list: a recipient may refuse two (RFC 9110, 8.6).
 
     Args:
         name: ``content-length``, of the type that the headers are of.
@@ -236,6 +238,7 @@ def declared_length(headers: Iterable[tuple[Text, Text]], name: Text) -> int | N
         ProtocolError: A Content-Length is no plain decimal, or two of them differ.
     """
     length = None
+    repeated = False
     for header, value in headers:
         # The length comes first: it spares most headers the lowering.
         if len(header) == 14 and header.lower() == name:
@@ -245,7 +248,12 @@ def declared_length(headers: Iterable[tuple[Text, Text]], name: Text) -> int | N
                 raise ProtocolError(f"in a response: {error}") from None
             if length is not None and length != number:
                 raise ProtocolError(f"expected one Content-Length in a response, got {length} and {number}")
+            repeated = length is not None
             length = number
+    if repeated:
+        places = [place for place, (header, _) in enumerate(headers) if header.lower() == name]
+        for place in places[:0:-1]:
+            del headers[place]
     return length
 
 

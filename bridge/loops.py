@@ -416,7 +416,7 @@ class TurnedLoop:
 
         Args:
             ready: Also run what is ready to be run, as the finalizers of asynchronous generators are that were dropped
-                half-way. Else that waits until the loop is run again.
+                half-way. Else that waits until the loop is run again, but where the loop lets it be seen (asyncio's).
 
         Returns:
             Whether nothing is left.
@@ -426,6 +426,7 @@ class TurnedLoop:
             self._executor.shutdown(wait=False)
             self._executor = _Executor()
             self.native.set_default_executor(self._executor)
+        ready = ready or bool(getattr(self.native, "_ready", None))
         bound = "greenlet" in sys.modules  # then the keeper may as well go on, and knows best what there is
         if not (ready or bound) and self._leader is None and not self._tasks():
             return True

@@ -638,6 +638,33 @@ def test_what_an_app_held_that_lost_its_client_is_freed_at_once(wrap: Wrap) -> N
     assert closed.is_set()
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_generator_that_is_dropped_half_way_ends_with_its_request(when: str) -> None:
+    """[S2] On a loop of its own, with all that it awaits; uvloop's does not tell, and ends it in the next request."""
+    ended: list[str] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            await asyncio.sleep(0)
+            ended.append(when)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        if when == "after":
+            await send(body(b"x"))
+        async for _ in numbers():
+            break
+        if when == "before":
+            await send(body(b"x"))
+
+    with AsgiToWsgi(app, loop="request", lifespan="off") as application:  # type: ignore[arg-type]
+        run(application)
+        assert ended == [when]
+
+
 def test_an_app_that_goes_on_without_its_client_is_cancelled_after_a_second(wrap: Wrap, loop: str) -> None:
     """[A10] The server's thread is not held on a shared loop."""
     cancelled = Signal("cancelled")

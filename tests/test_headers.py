@@ -234,6 +234,13 @@ def test_the_length_that_a_response_declares(headers: list[tuple[str, str]], len
     assert declared_length(encoded, b"content-length") == length
 
 
+def test_of_equal_content_lengths_in_a_response_one_is_left() -> None:
+    """[W14], [A8]: a proxy may refuse two."""
+    headers = [("X-A", "1"), ("Content-Length", "5"), ("X-B", "2"), ("content-length", "5"), ("content-length", "05")]
+    assert declared_length(headers, "content-length") == 5
+    assert headers == [("X-A", "1"), ("Content-Length", "5"), ("X-B", "2")]
+
+
 def test_differing_content_lengths_in_a_response_are_an_error() -> None:
     """[W14], [A8]"""
     with pytest.raises(ProtocolError, match="expected one Content-Length in a response, got 5 and 6"):

@@ -67,6 +67,15 @@ def started(headers: Headers | None = None, status: str = "200 OK", method: str 
     return response
 
 
+def test_of_equal_content_lengths_one_is_sent_on() -> None:
+    """[W14] [A8]"""
+    (start, _) = started([("Content-Length", "5"), ("content-length", "5")]).block(b"12345")
+    assert start["headers"] == [(b"content-length", b"5")]  # type: ignore[typeddict-item]
+    response = AsgiResponse("GET", {})
+    response.send(START | {"headers": [(b"content-length", b"5"), (b"Content-Length", b"5")]})
+    assert response.headers == [("content-length", "5")]
+
+
 def test_the_start_goes_out_with_the_first_block_that_is_not_empty() -> None:
     """[W11]"""
     response = WsgiResponse("GET")
