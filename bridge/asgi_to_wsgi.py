@@ -282,17 +282,20 @@ class _Life:
             raise RuntimeError("a startup or a shutdown of this app is under way in this very thread")
         if not self._mutex.acquire(blocking=False):
             self._wait_for_change(timeout)
-        self._changing_since = time.monotonic()
-        self._changer = threading.get_ident()
         try:
+            self._changing_since = time.monotonic()
+            self._changer = threading.get_ident()
             yield
         finally:
             self._changer = 0
             self._mutex.release()
 
     def _wait_for_change(self, timeout: float | None) -> None:
-        rest = -1.0 if timeout is None else timeout + GRACE_SECONDS - (time.monotonic() - self._changing_since)
-        if not self._mutex.acquire(timeout=rest if timeout is None else max(rest, 0)):
+        if timeout is None:
+            self._mutex.acquire()
+            return
+        rest = timeout + GRACE_SECONDS - (time.monotonic() - self._changing_since)
+        if not self._mutex.acquire(timeout=max(rest, 0)):
             raise LifespanFailure(
                 "a startup or a shutdown of the app has been under way for "
                 f"{time.monotonic() - self._changing_since:.3g} s, it is left {_shown_thread(self._changer)}"
@@ -325,8 +328,8 @@ class _Life:
                 return
             closer.join(3 * timeout)  # for the requests, for the shutdown, and for what is then cancelled
             if closer.is_alive():
-                threads = {loop.leader for loop in (shared, home.loop if home else None) if loop is not None}
-                places = " and ".join(map(_shown_thread, threads))
+                leaders = {loop.leader for loop in (shared, home.loop if home else None) if loop is not None}
+                places = " and ".join(map(_shown_thread, leaders - {0})) or "alone"
                 logger.error("the app has not ended within %.3g s: its event loop is left %s", 3 * timeout, places)
         finally:
             self.pool = LoopPool(self.loop_factory)
