@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
+from bridge import threads
 from bridge.body import BodyReader
 from bridge.errors import BadRequest, ClientDisconnected, LifespanFailure, ProtocolError, shown
 from bridge.files import PathFile
@@ -79,7 +80,8 @@ class AsgiToWsgi:
         app: The ASGI app: ``app(scope, receive, send)``.
         loop: ``"shared"``: one event loop per process; what was made in one request works in the next.
             ``"request"``: one for each request; apps that block inside ``async def`` hold up no others. ``"auto"``:
-            shared for an app that takes part in lifespan, else one for each request.
+            shared for an app that takes part in lifespan, else one for each request; under gevent it is shared, and
+            where gevent has patched the standard library it always is.
         loop_factory: Makes event loops, as ``uvloop.new_event_loop`` does.
         lifespan: ``"auto"``: an app that knows no lifespan is served all the same. ``"on"``: it must. ``"off"``: it
             is not asked.
@@ -158,7 +160,7 @@ class AsgiToWsgi:
             # The garbage collector may have come in the middle of anything, our own loop and locks as well: so not
             # here.
             with contextlib.suppress(RuntimeError):  # can't start new thread at interpreter shutdown
-                threading.Thread(target=life.stop, name="bridge-closer", daemon=True).start()
+                threads.start(life.stop, "bridge-closer")
 
 
 class _Life:
@@ -204,8 +206,8 @@ class _Life:
         self.pool = LoopPool(self.loop_factory)
         self.state: dict[str, Any] = {}
         self._home: _Home | None = None
-        self._mutex = threading.Lock()
-        self._changer = 0  # the thread that holds it
+        self._mutex = threads.Mutex()
+        self._changer = 0  # the thread or greenlet that holds it
         self._changing_since = 0.0
         self._late_startups = 0
         self._late_message = ""  # of the last of them
@@ -243,10 +245,18 @@ class _Life:
             _register_exit()
             if self._lifespan_wish != "off":
                 self._start_lifespan(app)
-            if self._loop_wish == "shared" or (self._loop_wish == "auto" and self._home is not None):
+            if self._shares_loop():
                 self.shared = self._home.loop if self._home else TurnedLoop(self.loop_factory, needs_keeper=True)
             self.started = True
             _started.add(self)
+
+    def _shares_loop(self) -> bool:
+        if threads.is_patched():
+            return True  # gevent's locks do not hold between many real threads
+        if self._loop_wish == "auto":
+            # Greenlets come by hundreds, and a loop for each would take a real thread for each.
+            return self._home is not None or not threads.may_run_loops()
+        return self._loop_wish == "shared"
 
     def _start_lifespan(self, app: Any) -> None:
         home = _Home(app, self.loop_factory)
@@ -278,13 +288,13 @@ class _Life:
         Args:
             timeout: How long whoever else holds it may do so; a little more, for it may keep to the same limit.
         """
-        if self._changer == threading.get_ident():
+        if self._changer == threads.who():
             raise RuntimeError("a startup or a shutdown of this app is under way in this very thread")
-        if not self._mutex.acquire(blocking=False):
+        if not self._mutex.acquire(timeout=0):
             self._wait_for_change(timeout)
         try:
             self._changing_since = time.monotonic()
-            self._changer = threading.get_ident()
+            self._changer = threads.who()
             yield
         finally:
             self._changer = 0
@@ -320,14 +330,12 @@ class _Life:
         home, shared, pool = self._home, self.shared, self.pool
         try:
             end = partial(self._end, home, shared, pool, timeout)
-            closer = threading.Thread(target=end, name="bridge-closer", daemon=True)
             try:
-                closer.start()
+                wait = threads.begin(end)
             except RuntimeError:  # can't start new thread: the interpreter is on its way out
                 end()
                 return
-            closer.join(3 * timeout)  # for the requests, for the shutdown, and for what is then cancelled
-            if closer.is_alive():
+            if not wait(3 * timeout):  # for the requests, for the shutdown, and for what is then cancelled
                 leaders = {loop.leader for loop in (shared, home.loop if home else None) if loop is not None}
                 places = " and ".join(map(_shown_thread, leaders - {0})) or "alone"
                 logger.error("the app has not ended within %.3g s: its event loop is left %s", 3 * timeout, places)
@@ -337,7 +345,7 @@ class _Life:
             self.state = {}
             _started.discard(self)
 
-    def _end(self, home: _Home | None, shared: TurnedLoop | None, pool: LoopPool, timeout: float) -> None:
+    def _end(self, home: _Home | None, shared: TurnedLoop | None, pool: LoopPool, timeout: float) -> bool:
         try:
             self._wait_for_cycles(timeout)
             if home is not None:
@@ -349,6 +357,7 @@ class _Life:
                 if loop is not None:
                     loop.close()  # twice is once
             pool.close()
+        return True
 
     def _lives_in(self, native: asyncio.AbstractEventLoop) -> bool:
         home = self._home
@@ -359,7 +368,7 @@ class _Life:
     def _wait_for_cycles(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while self.cycles and time.monotonic() < deadline:
-            time.sleep(WAIT_SECONDS)
+            threads.pause(WAIT_SECONDS)
         left = list(self.cycles)
         if left:
             logger.error("%d requests have not ended within %.3g s", len(left), timeout)
@@ -455,16 +464,10 @@ def _register_exit() -> None:
 
 
 def _at_exit() -> None:
-    closers = [
-        threading.Thread(target=life.stop, args=(EXIT_SECONDS,), name="bridge-closer", daemon=True)
-        for life in list(_started)
-    ]
-    for closer in closers:
-        closer.start()
     # Each waits for requests, for the shutdown, and for what is then cancelled. An app that blocks its loop is left.
     deadline = time.monotonic() + 3 * EXIT_SECONDS + GRACE_SECONDS
-    for closer in closers:
-        closer.join(max(0.0, deadline - time.monotonic()))
+    for wait in [threads.begin(partial(life.stop, EXIT_SECONDS)) for life in list(_started)]:
+        wait(max(0.0, deadline - time.monotonic()))
 
 
 def _after_fork() -> None:
@@ -719,7 +722,7 @@ class _Cycle:
         turn.told = False
         while not self._ended:
             if self._given_up and not patient:
-                threading.Thread(target=self._run_to_end, args=(True,), name="bridge-closer", daemon=True).start()
+                threads.start(partial(self._run_to_end, True), "bridge-closer")
                 return
             self._loop.wait(turn, self._hang_up)
             turn.told = False
@@ -943,9 +946,7 @@ class _Result:
         # Broken servers and middleware drop it without close(). As in AsgiToWsgi's: not in this thread.
         if not self._cycle.closed:
             with contextlib.suppress(RuntimeError):
-                threading.Thread(
-                    target=self._close_late, args=(self._cycle,), name="bridge-closer", daemon=True
-                ).start()
+                threads.start(partial(self._close_late, self._cycle), "bridge-closer")
 
     @staticmethod
     def _close_late(cycle: _Cycle) -> None:
@@ -1012,7 +1013,8 @@ def _has_left(sock: socket.socket) -> bool:
     """
     try:
         if hasattr(select, "POLLRDHUP"):  # Linux: behind unread data, and under TLS, as well
-            poll = select.poll()
+            assert threads.poll is not None
+            poll = threads.poll()
             poll.register(sock.fileno(), select.POLLRDHUP)
             return bool(poll.poll(0))
         if isinstance(sock, ssl.SSLSocket) or not select.select([sock], [], [], 0)[0]:

@@ -16,6 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bridge import threads
+from bridge.threads import Lock, get_ident
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
@@ -67,6 +70,8 @@ _numbers = itertools.count(1)
 #
 # Greenlets cannot be moved to another thread, and SQLAlchemy's async engine waits in the middle of one. So where they
 # are used, each loop has one thread for ever: every thread waits as a follower, and the keeper leads until the end.
+# gevent's greenlets wait so, too. All locks and threads are real ones, therefore, also where gevent has patched the
+# standard library (bridge/threads.py); a Turn's lock is one that a greenlet can wait for.
 #
 # `_mutex` guards the leader, the followers and what the watch knows; it is held for a few instructions, never while a
 # callback or the loop runs. A Turn's lock is unlocked while a wake-up is on its way, and locked otherwise.
@@ -98,7 +103,7 @@ class Turn:
     told = False
     leads = True  # whether the thread may run a loop
     thread = 0  # that waits
-    _lock: threading.Lock | None = None
+    _lock: threads.AnyLock | None = None
 
     def _sleep(self) -> None:
         assert self._lock is not None
@@ -113,8 +118,7 @@ class Turn:
 
     def _prepare(self) -> None:
         if self._lock is None:
-            self._lock = threading.Lock()
-            self._lock.acquire()
+            self._lock = threads.locked()
 
 
 class TurnedLoop:
@@ -129,15 +133,16 @@ class TurnedLoop:
     """
 
     def __init__(self, factory: Callable[[], asyncio.AbstractEventLoop], needs_keeper: bool) -> None:
-        self.native = factory()
+        self.native = threads.make_loop(factory)
         self.needs_keeper = needs_keeper
         self._executor = _Executor()
         self.native.set_default_executor(self._executor)
         self._root = self._make_root()
-        self._mutex = threading.Lock()
+        self._mutex = Lock()
         self._leader: Turn | None = None
         self._followers: list[Turn] = []
         self._keeper: Turn | None = None  # once there is one
+        self._keeper_over = Lock()  # locked while the keeper's thread lives
         self._watched = False
         self._left_at = 0.0  # when a leader has last left the loop alone, by time.monotonic()
         self._closed = False  # somebody closes it, or has
@@ -232,7 +237,7 @@ class TurnedLoop:
         keeper, asks = None, False
         running = asyncio._get_running_loop()
         leads = running is None and (force or "greenlet" not in sys.modules)
-        turn.thread = threading.get_ident()
+        turn.thread = get_ident()
         with self._mutex:
             if self._leader is None and leads and not self._over:
                 self._leader = turn
@@ -339,13 +344,15 @@ class TurnedLoop:
             keeper = Turn()
             keeper._prepare()
             name = f"bridge-keeper-{next(_numbers)}"
-            threading.Thread(target=self._keep, args=(keeper,), name=name, daemon=True).start()
+            threads.start(partial(self._keep, keeper), name, self._keeper_over)
+            self._keeper_over.acquire()
             self._keeper = keeper
         return self._keeper
 
     def _keep(self, keeper: Turn) -> None:
         """The keeper's life: sleep, lead until the loop is wanted, step down."""
-        keeper.thread = threading.get_ident()
+        keeper.thread = get_ident()
+        threads.serve_hub(self.native)
         while True:
             keeper._sleep()
             if self._leader is keeper:
@@ -431,7 +438,7 @@ class TurnedLoop:
         if not (ready or bound) and self._leader is None and not self._tasks():
             return True
         if asyncio._get_running_loop() is not None:
-            return _in_thread(partial(self.clear, ready))
+            return bool(threads.call(partial(self.clear, ready)))
         cleared = self._complete(self._clear(ready))
         if not bound:
             with self._led():  # so that the keeper does not
@@ -447,9 +454,11 @@ class TurnedLoop:
 
     def close(self) -> None:
         """End all tasks, asynchronous generators and executor threads of the loop, and close it. Twice is once."""
-        running = asyncio._get_running_loop()
-        if running is not None:
-            _in_thread(self.close, wait=running is not self.native)
+        if asyncio._get_running_loop() is self.native:
+            threads.start(self.close, "bridge-closer")
+            return
+        if asyncio._get_running_loop() is not None or not threads.may_run_loops():
+            threads.call(self.close)
             return
         with self._mutex:
             if self._closed:
@@ -459,7 +468,7 @@ class TurnedLoop:
             self._complete(_cancel(asyncio.all_tasks(self.native)))
             self._complete(self.native.shutdown_asyncgens())
             if self._executor.used:
-                _in_thread(self._executor.shutdown, CANCEL_SECONDS)
+                threads.call(self._executor.shutdown, CANCEL_SECONDS)
         finally:
             with self._led():
                 self.native.close()
@@ -468,6 +477,7 @@ class TurnedLoop:
                     waiters = [*self._followers, self._keeper] if self._keeper else self._followers
                     for turn in waiters:
                         turn._wake()  # to find the loop closed
+                self._keeper_over.acquire(timeout=CANCEL_SECONDS)
 
     def _drop_after_fork(self, tasks: set[asyncio.Task[Any]]) -> None:
         # The loop would unregister its descriptors from a selector that the parent uses, too; it must never be closed,
@@ -478,7 +488,7 @@ class TurnedLoop:
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # the child's exit destroys it: no mistake
         _orphans.append((self.native, tasks))
         self._closed = self._over = True
-        self._mutex = threading.Lock()
+        self._mutex = Lock()
         self._leader = self._keeper = None
         self._followers = []
 
@@ -491,6 +501,9 @@ class _Executor(ThreadPoolExecutor):
     def submit(self, *args: Any, **kwargs: Any) -> Any:
         self.used = True
         return super().submit(*args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        threads.at_home(partial(super().shutdown, wait, cancel_futures=cancel_futures))
 
 
 class _Made:
@@ -542,16 +555,6 @@ async def _cancel(tasks: set[asyncio.Task[Any]]) -> bool:
     return not pending
 
 
-def _in_thread(func: Callable[[], T], timeout: float | None = None, wait: bool = True) -> T:
-    """Call a function in a thread in which no loop runs."""
-    results: list[T] = []
-    thread = threading.Thread(target=lambda: results.append(func()), name="bridge-closer", daemon=True)
-    thread.start()
-    if wait:
-        thread.join(timeout)
-    return results[0] if results else None  # type: ignore[return-value]
-
-
 class LoopPool:
     """Loops for one request each, kept for the next one.
 
@@ -597,9 +600,9 @@ class _Watch:
     """The one thread of the process that looks after loops which were left alone."""
 
     def __init__(self) -> None:
-        self._newcomers: queue.SimpleQueue[TurnedLoop] = queue.SimpleQueue()
+        self._newcomers: threads.SimpleQueue[TurnedLoop] = threads.SimpleQueue()
         self._started = False
-        self._mutex = threading.Lock()  # guards the start
+        self._mutex = Lock()  # guards the start
         self.due = math.inf  # when the next look is due, by time.monotonic()
 
     def give_way(self) -> None:
@@ -609,14 +612,14 @@ class _Watch:
         and has it again before the other is awake. So both would be held up for the switch interval, 5 ms.
         """
         self.due = math.inf
-        time.sleep(GIVE_WAY_SECONDS)
+        threads.sleep(GIVE_WAY_SECONDS)
 
     def add(self, loop: TurnedLoop) -> None:
         self._newcomers.put(loop)
         if not self._started:
             with self._mutex:
                 if not self._started:
-                    threading.Thread(target=self._watch, name="bridge-watch", daemon=True).start()
+                    threads.start(self._watch, "bridge-watch")
                     self._started = True
 
     def _watch(self) -> None:
@@ -624,7 +627,7 @@ class _Watch:
             loops = [self._newcomers.get()]
             while loops:
                 self.due = time.monotonic() + WATCH_SECONDS
-                time.sleep(WATCH_SECONDS)
+                threads.sleep(WATCH_SECONDS)
                 self.due = math.inf
                 with contextlib.suppress(queue.Empty):
                     while True:

@@ -3,7 +3,7 @@
 `SERVERS` is the table of them; `Running` is one that runs. Here is no test, and nothing of `bridge` is imported by this
 module: the process imports it, in the `application.py` that is written for it as a user would write it.
 
-    python -m tests.servers wsgiref|werkzeug PORT      the two servers that their users start from a script
+    python -m tests.servers wsgiref|werkzeug|pywsgi PORT      the servers that their users start from a script
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ SERVERS = {
     "cheroot": Server(f"cheroot --bind 127.0.0.1:{{port}} --threads 24 {APP}", "cheroot"),
     "werkzeug": Server("tests.servers werkzeug {port}", "werkzeug"),
     "wsgiref": Server("tests.servers wsgiref {port}", "wsgiref"),
+    "gunicorn-gevent": Server(f"gunicorn --worker-class gevent --bind 127.0.0.1:{{port}} {APP}", "gunicorn gevent"),
+    "gevent-pywsgi": Server("gevent.monkey --module tests.servers pywsgi {port}", "gevent"),
+    "gevent-pywsgi-unpatched": Server("tests.servers pywsgi {port}", "gevent"),
     "granian-wsgi": Server(f"granian --interface wsgi --blocking-threads 24 --port {{port}} {APP}", "granian"),
 }
 
@@ -233,6 +236,10 @@ def main(name: str, port: int) -> None:
         from werkzeug.serving import run_simple
 
         run_simple("127.0.0.1", port, application, threaded=True)
+    elif name == "pywsgi":
+        from gevent.pywsgi import WSGIServer
+
+        WSGIServer(("127.0.0.1", port), application, log=None).serve_forever()
     else:
         run_wsgiref(application, port)
 

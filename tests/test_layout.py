@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bridge"
 
 # A module imports from lower floors, never from its own: what two rooms of one floor share belongs below both.
-FLOORS = {
+FLOORS: dict[str, float] = {
     "errors": -1,
     "headers": 0,
     "nesting": 0,
@@ -21,6 +21,7 @@ FLOORS = {
     "response": 1,
     "body": 1,
     "files": 1,
+    "threads": 1.5,  # below all others that know threads
     "channel": 2,
     "workers": 2,
     "loops": 2,

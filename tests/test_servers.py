@@ -42,7 +42,7 @@ WSGI_APPS_ON_ASGI_SERVERS = {
 ASGI_APPS_ON_WSGI_SERVERS = {
     "fastapi": "gunicorn-sync gunicorn-gthread waitress granian-wsgi",
     "starlette": "cheroot werkzeug",
-    "django": "gunicorn-gthread wsgiref",
+    "django": "gunicorn-gthread wsgiref gunicorn-gevent",
 }
 
 WITHOUT_LIFESPAN = {"django_asgi"}

@@ -1,0 +1,461 @@
+"""Real threads, their locks and clock, whatever gevent has put in their places; and how a greenlet waits for one."""
+
+from __future__ import annotations
+
+import concurrent.futures.thread
+import contextlib
+import importlib
+import logging
+import os
+import queue
+import select
+import selectors
+import socket
+import sys
+import threading
+import time
+import types
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from asgiref.sync import SyncToAsync
+
+if TYPE_CHECKING:
+    import asyncio
+    from _thread import start_new_thread
+    from collections.abc import Callable, Generator
+    from queue import SimpleQueue
+    from threading import Lock, get_ident
+    from time import sleep
+
+T = TypeVar("T")
+
+__all__ = [
+    "AnyLock",
+    "Lock",
+    "Mutex",
+    "SimpleQueue",
+    "at_home",
+    "begin",
+    "call",
+    "get_ident",
+    "is_patched",
+    "locked",
+    "make_loop",
+    "may_run_loops",
+    "pause",
+    "poll",
+    "serve_hub",
+    "sleep",
+    "start",
+    "who",
+]
+
+GEVENT = (26, 8)
+"""The first gevent of which a lock that is released by a real thread wakes a greenlet. Tried: 26.7 and older do not."""
+
+POLL_SECONDS = 0.005
+"""How often a greenlet looks whether a mutex is free: that is asked for at startup and shutdown alone."""
+
+logger = logging.getLogger("bridge")
+
+
+# -- Theory: gevent ----------------------------------------------------------------------------------------------------
+#
+# gevent runs many greenlets in one thread: whoever waits switches to the thread's hub, which runs the others. asyncio
+# marks the whole thread when it runs a loop in it. So no greenlet may run a loop of ours, or all others would be taken
+# to be in it; and none may block, or all others would stand still.
+#
+# A greenlet follows, therefore, and a real thread leads (bridge/loops.py). The greenlet waits as gevent's own thread
+# pool does, by an async watcher of its hub, which any thread may send to. A thread that has no hub has no greenlets,
+# and waits for a real lock.
+#
+# Where gevent has patched the standard library, `threading` makes greenlets, and locks and queues of the real ones'
+# names wait in a hub. What is shared with a real thread must be real itself: this module keeps the originals, whether
+# it is imported before the patch or after.
+#
+# The app runs in a real thread, then, but its synchronous code does not: sockets and locks of a patched process belong
+# to the hub that made them, and a connection pool hands them from one thread to another. So what the app starts as a
+# thread becomes a greenlet beside all others, in the hub of the thread that has made the loop: Thread.start() sees to
+# that. Executors and anyio start their threads so. The loop's thread has a hub, too, whose part is to pass on what
+# gevent's locks have to tell (`serve_hub`).
+#
+# In a patched process there is one such thread for an app, however many loops it asks for: gevent's locks hold between
+# the greenlets and one real thread, but many real threads that want the same lock, as all that log do, come to wait for
+# each other's hubs.
+#
+# None of it exists while gevent is not imported. Whether it is, is asked where a thread begins to wait.
+
+
+def _original(module: str, name: str) -> Any:
+    monkey = sys.modules.get("gevent.monkey")
+    return getattr(importlib.import_module(module), name) if monkey is None else monkey.get_original(module, name)
+
+
+if not TYPE_CHECKING:
+    Lock = _original("_thread", "allocate_lock")
+    get_ident = _original("_thread", "get_ident")
+    start_new_thread = _original("_thread", "start_new_thread")
+    sleep = _original("time", "sleep")
+    SimpleQueue = _original("queue", "SimpleQueue")
+
+poll: Callable[[], select.poll] | None = _original("select", "poll") if hasattr(select, "poll") else None
+_REAL_FOR_LOOPS = [
+    (module, name, _original(module.__name__, name))
+    for module, name in ((selectors, "DefaultSelector"), (socket, "socket"), (socket, "socketpair"))
+]
+
+_Local: Any = _original("_thread", "_local")
+_Thread: Any = _original("threading", "Thread")
+_start_thread: Callable[[threading.Thread], None] = _Thread.start
+
+_ours: set[int] = set()  # the real threads that were started here, in a patched process
+_home: Any = None  # the hub for the app's synchronous code, in a patched process
+_warned = False
+
+
+class AnyLock(Protocol):
+    """A real lock, or a `_GreenletLock`."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    def release(self) -> None: ...
+
+
+# -- What gevent does here ---------------------------------------------------------------------------------------------
+
+
+def is_patched() -> bool:
+    """Whether gevent has put greenlets in the place of threads."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and monkey.is_module_patched("threading")
+
+
+def _hub_of_thread() -> Any:
+    """gevent's hub of this thread, None if there is none: it has no greenlets then."""
+    module = sys.modules.get("gevent._hub_local")
+    # A module that another thread imports at this moment may lack what it will have.
+    get_hub_if_exists = getattr(module, "get_hub_if_exists", None)
+    return None if get_hub_if_exists is None else get_hub_if_exists()
+
+
+def _hub() -> Any:
+    """The hub that runs the other greenlets of this thread while this one waits; None if there is nothing to run."""
+    hub = _hub_of_thread()
+    if hub is None:
+        # The app's synchronous code may need one, to end what is waited for.
+        return sys.modules["gevent"].get_hub() if is_patched() and get_ident() not in _ours else None
+    if hub is sys.modules["greenlet"].getcurrent() or get_ident() in _ours:
+        return None
+    return hub
+
+
+def may_run_loops() -> bool:
+    """Whether this thread may run an event loop, for all that gevent does in it.
+
+    Without gevent it may; callers on a hot path look for themselves whether gevent is in ``sys.modules``.
+    """
+    return get_ident() in _ours if is_patched() else _hub_of_thread() is None
+
+
+def who() -> int:
+    """Who runs: a number of this thread, or of this greenlet."""
+    return get_ident() if _hub() is None else id(sys.modules["greenlet"].getcurrent())
+
+
+# -- Waiting -----------------------------------------------------------------------------------------------------------
+
+
+def pause(seconds: float) -> None:
+    """Wait a while; other greenlets run meanwhile."""
+    if _hub() is None:
+        sleep(seconds)
+    else:
+        sys.modules["gevent"].sleep(seconds)
+
+
+class Mutex:
+    """A lock that is held while its holder waits, and that threads and greenlets share.
+
+    A greenlet which finds it held looks again and again, so it is for what is seldom wanted by two.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+
+    def acquire(self, timeout: float = -1) -> bool:
+        deadline = time.monotonic() + timeout
+        while not self._lock.acquire(blocking=False):
+            if _hub() is None:
+                return self._lock.acquire(timeout=timeout)
+            if timeout >= 0 and time.monotonic() >= deadline:
+                return False
+            pause(POLL_SECONDS)
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def locked() -> AnyLock:
+    """A new lock, locked, to sleep on until another thread releases it."""
+    lock = _GreenletLock() if "gevent" in sys.modules else Lock()
+    lock.acquire()
+    return lock
+
+
+class _GreenletLock:
+    """A lock on which one greenlet may sleep, or one thread, and which any thread may release.
+
+    `_mutex` guards the watcher: it must not be sent to once it is closed. A greenlet holds it without switching.
+    """
+
+    __slots__ = ("_lock", "_mutex", "_watcher")
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._mutex = Lock()
+        self._watcher: Any = None  # of the greenlet that sleeps
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        hub = _hub()
+        if hub is None or not blocking:
+            return self._lock.acquire(blocking, timeout)
+        if self._lock.acquire(blocking=False):
+            return True
+        waiter = sys.modules["gevent.hub"].Waiter(hub)
+        watcher = hub.loop.async_()
+        watcher.start(waiter.switch, None)
+        timer = hub.loop.timer(timeout) if timeout >= 0 else None
+        if timer is not None:
+            timer.start(waiter.switch, None)
+        self._watcher = watcher
+        try:
+            if not self._lock.acquire(blocking=False):  # who releases it from now on finds the watcher
+                waiter.get()
+                return self._lock.acquire(blocking=False)
+            return True
+        finally:  # also where the greenlet is killed, or its time is over
+            with self._mutex:
+                self._watcher = None
+            for each in filter(None, (watcher, timer)):
+                each.stop()
+                each.close()
+
+    def release(self) -> None:
+        self._lock.release()
+        with self._mutex:
+            if self._watcher is not None:
+                self._watcher.send()
+
+
+# -- Threads -----------------------------------------------------------------------------------------------------------
+
+
+def start(func: Callable[[], object], name: str, over: AnyLock | None = None) -> None:
+    """Call a function in a new real thread, which holds up no exit.
+
+    Args:
+        over: Released when the thread has nothing more to do.
+
+    Raises:
+        RuntimeError: No thread can be started.
+    """
+    if is_patched():
+        # Not by threading.Thread: its patched parts would wait in a hub.
+        start_new_thread(_run_beside_greenlets, (func, over))
+    else:
+        threading.Thread(target=_run, args=(func, over), name=name, daemon=True).start()
+
+
+def _run(func: Callable[[], object], over: AnyLock | None) -> None:
+    try:
+        func()
+    finally:
+        if over is not None:
+            over.release()
+
+
+def _run_beside_greenlets(func: Callable[[], object], over: AnyLock | None) -> None:
+    ident = get_ident()
+    _ours.add(ident)
+    try:
+        func()
+    finally:
+        # Patched sockets, locks and clocks have made a hub. Its end must not fall into the interpreter's.
+        hub = _hub_of_thread()
+        if hub is not None:
+            hub.destroy(destroy_loop=True)
+        _ours.discard(ident)
+        if over is not None:
+            over.release()
+
+
+def begin(func: Callable[[], T]) -> Callable[[float], T | None]:
+    """Call a function in a new real thread.
+
+    Returns:
+        What waits for its end, or for so many seconds if they are not -1; it gives what the function has returned,
+        None if it raises, which the thread reports, or if the time is over.
+    """
+    results: list[T] = []
+    over = locked()
+
+    def wait(timeout: float) -> T | None:
+        over.acquire(timeout=timeout)
+        return results[0] if results else None
+
+    start(lambda: results.append(func()), "bridge-closer", over)
+    return wait
+
+
+def call(func: Callable[[], T], timeout: float = -1) -> T | None:
+    """Call a function in a new real thread, and wait for it: see `begin`."""
+    return begin(func)(timeout)
+
+
+# -- The app's synchronous code ----------------------------------------------------------------------------------------
+
+
+def make_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
+    """Make an event loop for real threads to run."""
+    if not is_patched():
+        return factory()
+    global _home
+    hub = _hub()
+    if hub is not None:
+        _home = hub
+    _Thread.start = _start_beside_greenlets
+    _mend_libraries()
+    with _real_for_loops():
+        return factory()
+
+
+def serve_hub(native: asyncio.AbstractEventLoop) -> None:
+    """Have this thread's hub served by the event loop that the thread runs, in a patched process.
+
+    gevent's locks belong to the hub of the thread that takes them first, and tell their waiters by it. But nobody runs
+    the hub of a thread that waits in an event loop.
+    """
+    if not is_patched():
+        return
+    kind: Any = _home.loop.__class__
+
+    class Loop(kind):  # type: ignore[misc]
+        """gevent's loop of the hub, which calls for the event loop whenever it has something to do."""
+
+        called = False
+        served = False
+
+        def run_callback(self, func: Any, *args: Any) -> Any:
+            callback = kind.run_callback(self, func, *args)
+            self.call()
+            return callback
+
+        def run_callback_threadsafe(self, func: Any, *args: Any) -> Any:
+            callback = kind.run_callback_threadsafe(self, func, *args)
+            self.call()
+            return callback
+
+        def call(self) -> None:
+            if not self.called:
+                self.called = True
+                with contextlib.suppress(RuntimeError):  # the event loop is closed
+                    native.call_soon_threadsafe(self.serve)
+
+        def serve(self) -> None:
+            if _hub_of_thread() is not hub or self.served:  # a closer runs the event loop, or a greenlet of the hub
+                self.called = False
+                return
+            self.served = self.called = True  # not for our own wake-up
+            try:
+                waiter = sys.modules["gevent.hub"].Waiter(hub)
+                kind.run_callback(self, waiter.switch, None)
+                self.called = False  # but for what comes in the meantime
+                waiter.get()
+            finally:
+                self.served = False
+
+    hub = sys.modules["gevent.hub"].Hub(Loop(default=False))
+    sys.modules["gevent._hub_local"].set_hub(hub)
+
+
+@contextlib.contextmanager
+def _real_for_loops() -> Generator[None, None, None]:
+    """Let what is made now be real: a loop's selector, and the sockets by which it is woken.
+
+    A patched selector waits in a hub. Patched sockets belong to the hub of the thread that makes them: they crash if
+    another thread closes them.
+    """
+    patched = [(module, name, getattr(module, name)) for module, name, _ in _REAL_FOR_LOOPS]
+    for module, name, real in _REAL_FOR_LOOPS:
+        setattr(module, name, real)
+    try:
+        yield
+    finally:
+        for module, name, value in patched:
+            setattr(module, name, value)
+
+
+def _mend_libraries() -> None:
+    """Let the libraries that run an app's synchronous code do so between a real thread and greenlets.
+
+    They hand work over by queues. gevent's are for the greenlets of one hub; the standard library's in Python are built
+    of locks, and gevent's locks work between threads. What the libraries note for each thread must be noted for each
+    greenlet, and what waits for work must wait in the hub, also where they were imported before the patch.
+    """
+    global _warned
+    version = sys.modules["gevent"].__version__.split(".")
+    if tuple(map(int, version[:2])) < GEVENT and not _warned:
+        _warned = True
+        logger.warning("gevent is older than %d.%d: what an app runs in threads may hang", *GEVENT)
+    queues = types.SimpleNamespace(**vars(queue))
+    queues.Queue = _original("queue", "Queue")
+    queues.SimpleQueue = queue._PySimpleQueue  # type: ignore[attr-defined]
+    anyio_backend: Any = importlib.import_module("anyio._backends._asyncio")
+    anyio_backend.Queue = queues.Queue
+    futures: Any = concurrent.futures.thread
+    futures.queue = queues
+    if type(SyncToAsync.threadlocal) is _Local:
+        SyncToAsync.threadlocal = threading.local()
+        SyncToAsync.single_thread_executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    if type(anyio_backend.threadlocals) is _Local:
+        local = threading.local()
+        for module in [module for name, module in list(sys.modules.items()) if name.startswith("anyio.")]:
+            if hasattr(module, "threadlocals"):
+                module.threadlocals = local  # type: ignore[attr-defined]
+
+
+def _start_beside_greenlets(thread: threading.Thread) -> None:
+    """Thread.start() in a patched process: what a loop's thread starts becomes a greenlet of the hub."""
+    at_home(partial(_start_thread, thread))
+
+
+def at_home(func: Callable[[], None]) -> None:
+    """Call a function where the app's threads are at home, and wait for it; the hub has to come to it."""
+    if get_ident() not in _ours:
+        func()
+        return
+    over = Lock()
+    over.acquire()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            func()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            over.release()
+
+    _spawn(run)
+    over.acquire()
+    if errors:
+        raise errors.pop()
+
+
+def _spawn(func: Callable[[], object]) -> None:
+    _home.loop.run_callback_threadsafe(sys.modules["gevent"].spawn, func)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_ours.clear)

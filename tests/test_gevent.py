@@ -1,0 +1,454 @@
+"""[A23] Under gevent: the loop lives in a real thread, greenlets wait for it, and others have asyncio for themselves.
+
+All of it runs in processes of its own, since gevent's patches cannot be taken back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.servers import LIMIT, ROOT, SERVERS, Running, until
+from tests.test_servers import EXPECTED, TRACEBACK, require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+APP = '''
+import asyncio, contextlib, os, threading, time
+
+import anyio.from_thread
+from asgiref.sync import async_to_sync, sync_to_async
+from bridge import AsgiToWsgi
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
+
+arrived, flags = {}, set()
+
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    await asyncio.sleep(0)
+    print("the app starts", flush=True)
+    yield
+    await asyncio.sleep(0.01)
+    await asyncio.to_thread(time.sleep, 0.01)
+    print("the app stops", flush=True)
+
+app = FastAPI(lifespan=lifespan)
+
+@app.post("/flag/{name}")
+async def flag(name: str):
+    flags.add(name)
+
+@app.get("/flag/{name}")
+async def seen(name: str):
+    return name in flags
+
+@app.get("/arrived/{name}")
+async def count(name: str):
+    return arrived.get(name, 0)
+
+@app.get("/cpu")
+async def cpu():
+    return time.process_time()
+
+@app.get("/together/{name}/{number}")
+async def together(name: str, number: int):
+    """Answered once so many have come."""
+    arrived[name] = arrived.get(name, 0) + 1
+    while arrived[name] < number:
+        await asyncio.sleep(0.05)
+
+@app.get("/sync-together/{name}/{number}")
+def sync_together(name: str, number: int):
+    arrived[name] = arrived.get(name, 0) + 1
+    while arrived[name] < number:
+        time.sleep(0.05)
+
+@app.get("/until/{name}")
+async def wait(name: str):
+    """Answered once the flag is there."""
+    arrived[name] = arrived.get(name, 0) + 1
+    while name not in flags:
+        await asyncio.sleep(1)
+
+@app.get("/events/{name}")
+async def events(name: str):
+    async def make():
+        yield "first"
+        while name not in flags:
+            await asyncio.sleep(0.01)
+        yield "second"
+    return StreamingResponse(make())
+
+@app.get("/ticks/{name}")
+async def ticks(name: str):
+    async def make():
+        try:
+            while True:
+                yield "tick" * 1000
+                await asyncio.sleep(0.01)
+        finally:
+            flags.add(name)
+    return StreamingResponse(make())
+
+@app.post("/size")
+async def size(request: Request):
+    return sum([len(chunk) async for chunk in request.stream()])
+
+def in_sync_code():
+    with contextlib.suppress(RuntimeError):
+        return asyncio.get_running_loop()
+
+async def loop_of(*args):
+    return id(asyncio.get_running_loop())
+
+@app.get("/threads")
+async def threads():
+    """Every way from the loop to synchronous code, and back."""
+    own = id(asyncio.get_running_loop())
+    lock = threading.Lock()
+    def count_up():
+        with lock:
+            time.sleep(0.001)
+    await asyncio.gather(*(asyncio.to_thread(count_up) for _ in range(20)))
+    return {
+        "to_thread": await asyncio.to_thread(in_sync_code),
+        "sync_to_async": await sync_to_async(in_sync_code)(),
+        "thread_insensitive": await sync_to_async(in_sync_code, thread_sensitive=False)(),
+        "async_to_sync": await sync_to_async(async_to_sync(loop_of))() == own,
+        "from_thread": await anyio.to_thread.run_sync(anyio.from_thread.run, loop_of) == own,
+        "run": await asyncio.to_thread(asyncio.run, loop_of()) != own,
+        "getaddrinfo": bool(await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80)),
+    }
+
+@app.get("/error")
+async def error():
+    raise LookupError("OnPurpose")
+'''
+
+SITE = (
+    APP
+    + '''
+import uvloop
+
+bridged = AsgiToWsgi(app, {options})
+
+def application(environ, start_response):
+    """Beside the app, what a Flask view may do in another greenlet."""
+    path = environ["PATH_INFO"]
+    if not path.startswith("/beside"):
+        return bridged(environ, start_response)
+    assert in_sync_code() is None
+    run = asyncio.run if path.endswith("run") else lambda coroutine: async_to_sync(lambda: coroutine)()
+    async def wait():
+        await asyncio.sleep(0.01)
+        return "beside"
+    text = run(wait())
+    assert in_sync_code() is None
+    start_response("200 OK", [("Content-Length", str(len(text)))])
+    return [text.encode()]
+'''
+)
+
+SITES = {
+    "gunicorn": ("gunicorn-gevent", ""),
+    "pywsgi-request-uvloop": ("gevent-pywsgi", "loop='request', loop_factory=uvloop.new_event_loop"),
+    "pywsgi-unpatched-request-uvloop": (
+        "gevent-pywsgi-unpatched",
+        "loop='request', loop_factory=uvloop.new_event_loop",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=list(SITES))
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One server for all tests; at its end it has to have lived a whole life, and to have complained of nothing."""
+    server, options = SITES[request.param]
+    require(server)
+    with Running(SERVERS[server], SITE.replace("{options}", options), tmp_path_factory.mktemp("gevent")) as running:
+        yield running
+        assert running.stop() == 0, running.log()
+        log = running.log()
+        print(log)
+        assert log.count("the app starts") == 1, log
+        assert log.count("the app stops") == 1, log
+        assert [error for error in TRACEBACK.findall(log) if not EXPECTED.search(error)] == []
+        assert "SIG" not in log
+
+
+def ask(site: Running, path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
+    with contextlib.closing(HTTPConnection("127.0.0.1", site.port, timeout=LIMIT)) as connection:
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+@contextlib.contextmanager
+def asking(site: Running, path: str, number: int) -> Iterator[list[int]]:
+    """So many requests at once, of which the statuses are there at the end."""
+    statuses: list[int] = []
+    threads = [threading.Thread(target=lambda: statuses.append(ask(site, path)[0])) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    yield statuses
+    for thread in threads:
+        thread.join(LIMIT)
+
+
+def test_200_slow_requests_are_served_at_once(site: Running) -> None:
+    """[A23]"""
+    with asking(site, "/together/many/200", 200) as statuses:
+        pass
+    assert statuses == [200] * 200
+
+
+def test_sync_endpoints_are_served_at_once(site: Running) -> None:
+    """[A23]"""
+    with asking(site, "/sync-together/sync/20", 20) as statuses:
+        pass
+    assert statuses == [200] * 20
+
+
+def test_nobody_spins_while_100_requests_sleep(site: Running) -> None:
+    """[A23]"""
+    with asking(site, "/until/spin", 100) as statuses:
+        assert any(ask(site, "/arrived/spin")[1] == b"100" for _ in until(LIMIT))
+        before = float(ask(site, "/cpu")[1])
+        time.sleep(0.5)
+        assert float(ask(site, "/cpu")[1]) - before < 0.25
+        ask(site, "/flag/spin", "POST")
+    assert statuses == [200] * 100
+
+
+@pytest.mark.parametrize("way", ["run", "async_to_sync"])
+def test_asyncio_belongs_to_other_greenlets_meanwhile(site: Running, way: str) -> None:
+    """[A23]"""
+    with asking(site, f"/until/{way}", 3) as statuses:
+        assert any(ask(site, f"/arrived/{way}")[1] == b"3" for _ in until(LIMIT))
+        for _ in range(3):
+            assert ask(site, f"/beside/{way}") == (200, b"beside")
+        ask(site, f"/flag/{way}", "POST")
+    assert statuses == [200] * 3
+
+
+def test_synchronous_code_of_the_app_runs_out_of_the_loop_and_back(site: Running) -> None:
+    """[A17] [A23]"""
+    status, body = ask(site, "/threads")
+    assert (status, body) == (
+        200,
+        b'{"to_thread":null,"sync_to_async":null,"thread_insensitive":null,"async_to_sync":true,'
+        b'"from_thread":true,"run":true,"getaddrinfo":true}',
+    )
+
+
+def test_first_event_arrives_before_the_second_is_made(site: Running) -> None:
+    """[A7] [A23]"""
+    with contextlib.closing(HTTPConnection("127.0.0.1", site.port, timeout=LIMIT)) as connection:
+        connection.request("GET", "/events/confirmed")
+        response = connection.getresponse()
+        assert response.read(5) == b"first"
+        ask(site, "/flag/confirmed", "POST")
+        assert response.read() == b"second"
+
+
+def test_an_upload_arrives(site: Running) -> None:
+    """[A3] [A23]"""
+    assert ask(site, "/size", "POST", b"x" * 1_000_000) == (200, b"1000000")
+
+
+def test_an_error_is_a_500_and_the_next_request_is_served(site: Running) -> None:
+    """[A9] [A23]"""
+    assert ask(site, "/error")[0] == 500
+    assert ask(site, "/flag/none") == (200, b"false")
+
+
+def test_the_app_hears_that_its_client_has_left(site: Running) -> None:
+    """[A10] [A23]"""
+    with site.connect() as connection:
+        connection.sendall(b"GET /ticks/left HTTP/1.1\r\nHost: tests\r\n\r\n")
+        assert connection.recv(4)
+    assert any(ask(site, "/flag/left")[1] == b"true" for _ in until(LIMIT, pause=0.05))
+
+
+# -- In a script -------------------------------------------------------------------------------------------------------
+
+DRIVER = """
+import gc, io, os, sys, threading
+import gevent
+from gevent import Greenlet
+
+def get(path, application=None):
+    environ = {
+        "REQUEST_METHOD": "GET", "SCRIPT_NAME": "", "PATH_INFO": path, "QUERY_STRING": "", "SERVER_NAME": "tests",
+        "SERVER_PORT": "80", "SERVER_PROTOCOL": "HTTP/1.1", "wsgi.version": (1, 0), "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(), "wsgi.errors": sys.stderr, "wsgi.multithread": True, "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+    }
+    statuses = []
+    result = (application or bridged)(environ, lambda status, headers, exc_info=None: statuses.append(status))
+    try:
+        body = b"".join(result)
+    finally:
+        result.close()
+    return statuses[0][:3] + " " + body.decode()
+
+def get_together(path, number):
+    greenlets = [gevent.spawn(get, path) for _ in range(number)]
+    gevent.joinall(greenlets, timeout=15)
+    assert {greenlet.value for greenlet in greenlets} == {"200 null"}, [greenlet.value for greenlet in greenlets]
+
+bridged = AsgiToWsgi(app)
+"""
+
+PATCH = "import gevent.monkey; gevent.monkey.patch_all()\n"
+
+ORDERS = {
+    "patched-before": PATCH + APP + DRIVER,
+    "patched-after": "import bridge, anyio.to_thread, asgiref.sync\n" + PATCH + APP + DRIVER,
+    "unpatched": "import gevent\n" + APP + DRIVER,
+}
+
+
+def run(script: str) -> str:
+    """What a script prints."""
+    require("gevent-pywsgi")
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", script],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=2 * LIMIT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Traceback" not in done.stdout, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(params=list(ORDERS))
+def script(request: pytest.FixtureRequest) -> str:
+    return ORDERS[request.param]
+
+
+def test_the_order_of_imports_is_free_and_the_exit_shuts_the_app_down(script: str) -> None:
+    """[A20] [A23]"""
+    printed = run(
+        script
+        + """
+get_together("/together/a/20", 20)  # which race for the start
+get_together("/sync-together/b/5", 5)
+print(get("/threads"))
+"""
+    )
+    assert '"async_to_sync":true,"from_thread":true' in printed
+    assert printed.count("the app starts") == printed.count("the app stops") == 1
+
+
+def test_close_leaves_no_thread_greenlet_or_descriptor(script: str) -> None:
+    """[A21] [S2] [A23]"""
+    run(
+        script
+        + """
+def left():
+    gc.collect()
+    greenlets = sum(isinstance(each, Greenlet) and not each.dead for each in gc.get_objects())
+    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")), greenlets
+
+def live():
+    get_together(f"/together/{len(seen)}/10", 10)
+    get("/threads")
+    bridged.close()
+    gevent.sleep(0.2)  # for what is on its way out
+    seen.append(left())
+
+seen = []
+for _ in range(3):
+    live()
+for _ in range(200):
+    if all(now <= then for now, then in zip(left(), seen[0])):
+        break
+    gevent.sleep(0.05)
+else:
+    raise AssertionError(f"{seen}, then {left()}")
+"""
+    )
+
+
+def test_a_greenlet_may_be_stopped_while_it_waits(script: str) -> None:
+    """[A10] [A23] As servers do, by a time limit."""
+    run(
+        script
+        + """
+for _ in range(3):
+    with gevent.Timeout(0.2, False):
+        get("/until/never")
+        raise AssertionError("it was answered")
+assert get("/hello") == '404 {"detail":"Not Found"}'
+assert get("/arrived/never") == "200 3"
+flags.add("never")
+"""
+    )
+
+
+def test_a_child_serves_anew_what_its_parent_has_used(script: str) -> None:
+    """[A20] [A23]"""
+    printed = run(
+        script
+        + """
+get_together("/together/a/3", 3)
+child = os.fork()
+if not child:
+    get_together("/together/b/3", 3)
+    bridged.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+get_together("/together/c/3", 3)
+"""
+    )
+    assert printed.count("the app starts") == printed.count("the app stops") == 2
+
+
+def test_a_blocking_lock_is_shared_by_the_loop_and_greenlets() -> None:
+    """[A23] gevent's locks belong to the hub that has them first, here to that of the loop's thread."""
+    run(
+        PATCH
+        + """
+import asyncio, logging, sys, threading
+sys.setswitchinterval(1e-5)
+from bridge import AsgiToWsgi
+
+lock = None
+
+async def app(scope, receive, send):
+    global lock
+    if lock is None:
+        lock = threading.RLock()
+    for _ in range(300):
+        with lock:
+            sum(range(100))
+    await asyncio.gather(*(asyncio.to_thread(hold) for _ in range(3)))
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"null"})
+
+def hold():
+    for _ in range(100):
+        with lock:
+            sum(range(100))
+"""
+        + DRIVER.replace("AsgiToWsgi(app)", "AsgiToWsgi(app, lifespan='off')")
+        + """
+for _ in range(20):
+    get_together("/", 20)
+"""
+    )
