@@ -238,8 +238,10 @@ async def test_body_that_breaks_off_is_an_error(
 ) -> None:
     """[W9] A read that wants more than came raises ClientDisconnected, and so does each one after it."""
     errors: list[type[BaseException]] = []
+    begun = Signal("in the app")  # which is not called for a client that has left before
 
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        begun.set()
         for _ in range(2):
             try:
                 read(environ["wsgi.input"])
@@ -248,7 +250,7 @@ async def test_body_that_breaks_off_is_an_error(
         start_response("400 Bad Request", [])
         return [b"broken"]
 
-    exchange = await serve(app, make_scope("POST", headers=headers), [*pieces])
+    exchange = await serve(app, make_scope("POST", headers=headers), [begun, *pieces])
     assert errors == [ClientDisconnected] * 2
     assert exchange.error is None
 
