@@ -10,8 +10,6 @@ import argparse
 import asyncio
 import contextlib
 import difflib
-import enum
-import functools
 import importlib
 import inspect
 import os
@@ -27,13 +25,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from bridge import AsgiToWsgi, BridgeError, LifespanFailure, WsgiToAsgi
+from bridge.kinds import USUAL_NAMES, Kind, describe, kind_of, possible_kinds, what_is_wrong
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
     from asgiref.typing import ASGI3Application
 
-__all__ = ["CommandError", "Kind", "kind_of", "load_app", "main"]
+__all__ = ["CommandError", "load_app", "main", "tell_kind"]
 
 DEMO_EXTRA = 'pip install "wsgi-asgi-bridge[demo]"'
 
@@ -51,13 +50,6 @@ class CommandError(BridgeError):
     """Raised for what the user of the command line has to put right; the message is all there is to show."""
 
 
-class Kind(enum.Enum):
-    """The two kinds of app."""
-
-    WSGI = "WSGI"
-    ASGI = "ASGI"
-
-
 class Address(NamedTuple):
     """Where to listen. Port 0 is any free port."""
 
@@ -68,99 +60,35 @@ class Address(NamedTuple):
 # --- Which kind is it? --------------------------------------------------------------------------------------------
 
 
-def kind_of(app: object) -> Kind:
+def tell_kind(app: object) -> Kind:
     """Tell whether `app` is a WSGI or an ASGI app, without calling it.
 
-    A server calls WSGI apps with two arguments and ASGI apps with three, which mostly tells it; where an app would take
-    both, its first parameter's name may. Of decorated apps each layer is asked, the outermost first.
-
     Raises:
-        CommandError: `app` cannot be called as either, or as both with nothing to tell which is meant.
+        CommandError: It is neither, or may be both with nothing to tell which is meant.
     """
-    if inspect.isclass(app):
-        return kind_of_class(app)
-    if inspect.iscoroutine(app):
-        app.close()  # or Python warns that it was never awaited
-        raise CommandError(f"{describe(app)} is no app; name the function itself, not what it returns")
-    if not callable(app):
-        raise CommandError(f"{describe(app)} is no app: it cannot be called")
-    layer: Any = app
-    seen: set[int] = set()
-    while layer is not None and id(layer) not in seen:
-        seen.add(id(layer))
-        kind = kind_of_callable(layer)
-        if kind is not None:
-            return kind
-        layer = getattr(layer, "__wrapped__", None)
-    raise CommandError(f"cannot tell whether {describe(app)} is a WSGI or an ASGI app; say --wsgi or --asgi")
+    kind = kind_of(app)
+    if kind is not None:
+        return kind
+    if possible_kinds(app):
+        raise CommandError(f"cannot tell whether {describe(app)} is a WSGI or an ASGI app; say --wsgi or --asgi")
+    wrong, meant = what_is_wrong(app)
+    raise CommandError(f"{describe(app)} is no app: it {wrong}{f'; name {meant}' if meant else ''}{factory_hint(app)}")
 
 
-def kind_of_class(app: type) -> Kind:
-    """Tell the kind of a class that is itself the app, made anew for each request, as PEP 3333's `AppClass` is."""
-    if hasattr(app, "__await__"):  # Starlette's HTTPEndpoint(scope, receive, send)
-        return Kind.ASGI
-    if hasattr(app, "__iter__") and takes(app, 2):
-        return Kind.WSGI
-    raise CommandError(f"{describe(app)} is a class, not an app; name an instance of it, or add --factory to make one")
+def factory_hint(app: object) -> str:
+    made = isinstance(app, type) or (callable(app) and takes_nothing(app))
+    return ", or add --factory to have it called" if made else ""
 
 
-def kind_of_callable(app: Callable[..., object]) -> Kind | None:
-    """Tell one layer's kind by its own signature; None if that leaves it open."""
-    asynchronous = inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(getattr(app, "__call__", None))  # noqa: B004
-    two, three = takes(app, 2), takes(app, 3)
-    if two is None or three is None:
-        return None
-    if not two and not three:
-        raise CommandError(f"{describe(app)} is no app: {why_not(app)}")
-    if asynchronous:
-        if three:
-            return Kind.ASGI
-        raise CommandError(
-            f"{describe(app)} is no app: it is async and takes two arguments; ASGI calls with scope, receive, send"
-        )
-    if two != three:
-        return Kind.WSGI if two else Kind.ASGI
-    return {"environ": Kind.WSGI, "env": Kind.WSGI, "scope": Kind.ASGI}.get(first_parameter(app))
-
-
-def takes(app: Callable[..., object], count: int) -> bool | None:
-    """Whether `app` can be called with `count` positional arguments; None where Python does not know."""
+def takes_nothing(app: Callable[..., object]) -> bool:
+    """Whether `app` can be called without arguments; True where Python does not know."""
     try:
-        # Not what __wrapped__ says: a decorator may well change the kind.
-        inspect.signature(app, follow_wrapped=False).bind(*range(count))
+        inspect.signature(app, follow_wrapped=False).bind()
     except TypeError:
         return False
     except ValueError:  # a callable written in C, without a signature
-        return None
+        return True
     return True
-
-
-def first_parameter(app: Callable[..., object]) -> str:
-    return next(iter(inspect.signature(app, follow_wrapped=False).parameters))
-
-
-def why_not(app: Callable[..., object]) -> str:
-    if takes(app, 0):
-        return "it takes no arguments; if it makes the app, add --factory"
-    if takes(app, 1):
-        return (
-            "it takes one argument, as ASGI 2 apps do; asgiref.compatibility.double_to_single_callable makes it ASGI 3"
-        )
-    return (
-        f"its signature is {inspect.signature(app, follow_wrapped=False)}; "
-        "WSGI calls an app with two arguments (environ, start_response), ASGI with three (scope, receive, send)"
-    )
-
-
-def describe(app: object) -> str:
-    """Name an object in a message: its qualified name, or its type where it has none; never a whole long repr."""
-    while isinstance(app, functools.partial):
-        app = app.func
-    name = getattr(app, "__qualname__", None)
-    if name is None:
-        text = repr(app)
-        return text if len(text) <= 60 else f"{text[:57]}..."
-    return f"{getattr(app, '__module__', '?')}.{name}"
 
 
 # --- Finding the app ----------------------------------------------------------------------------------------------
@@ -202,7 +130,7 @@ def import_module(name: str) -> ModuleType:
 def make_app(target: str, factory: object) -> object:
     if not callable(factory):
         raise CommandError(f"{target} is no factory: it cannot be called")
-    if takes(factory, 0) is False:
+    if not takes_nothing(factory):
         signature = inspect.signature(factory, follow_wrapped=False)
         raise CommandError(
             f"{target} is no factory: it has to be called without arguments, its signature is {signature}"
@@ -234,7 +162,7 @@ def alternatives(owner: object, name: str) -> str:
     """What else the user may have meant: a name spelled alike, else one that apps often have."""
     names = [other for other in vars(owner) if not other.startswith("_")] if hasattr(owner, "__dict__") else []
     close = difflib.get_close_matches(name, names, n=1)
-    usual = [other for other in ("app", "application", "create_app", "make_app") if other in names]
+    usual = [other for other in USUAL_NAMES if other in names]
     meant = close or usual
     return f"; did you mean {meant[0]!r}?" if meant else ""
 
@@ -489,7 +417,7 @@ def run_app(options: argparse.Namespace) -> int:
     if options.until_stdin_closes:
         stop_when_stdin_closes()
     app = load_app(options.app, factory=options.factory)
-    kind = options.kind or kind_of(app)
+    kind = options.kind or tell_kind(app)
     address = options.bind or Address("127.0.0.1", 8000)
     if kind is Kind.WSGI:
         return serve_wsgi_app(cast("WSGIApplication", app), options.app, address, options.threads)

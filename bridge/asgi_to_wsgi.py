@@ -29,6 +29,7 @@ from bridge import threads
 from bridge.body import BodyReader
 from bridge.errors import BadRequest, ClientDisconnected, LifespanFailure, ProtocolError, shown
 from bridge.files import PathFile
+from bridge.kinds import Kind, check_app
 from bridge.lifespan import Lifespan, Stage
 from bridge.loops import LoopPool, Turn, TurnedLoop, notice_fork
 from bridge.response import COMPLETE, NOTHING, STARTED, AsgiResponse
@@ -88,7 +89,7 @@ class AsgiToWsgi:
         startup_timeout: Seconds that the app may take to start; None: as many as it likes.
 
     Raises:
-        TypeError: The app is not callable.
+        TypeError: It is no ASGI app for sure: a WSGI app, a class, a module, a string...
         ValueError: ``loop`` or ``lifespan`` is none of these words, or ``startup_timeout`` no positive number.
     """
 
@@ -101,8 +102,7 @@ class AsgiToWsgi:
         lifespan: Literal["auto", "on", "off"] = "auto",
         startup_timeout: float | None = STARTUP_SECONDS,
     ) -> None:
-        if not callable(app):
-            raise TypeError(f"AsgiToWsgi expected an ASGI app, a callable, got {shown(app)}")
+        check_app(app, Kind.ASGI)
         if loop not in ("auto", "shared", "request"):
             raise ValueError(f"loop expected 'auto', 'shared' or 'request', got {loop!r}")
         if lifespan not in ("auto", "on", "off"):

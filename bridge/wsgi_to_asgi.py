@@ -25,6 +25,7 @@ from bridge.environ import build_environ
 from bridge.errors import BadRequest, ClientDisconnected, ProtocolError, UnsupportedScope, shown
 from bridge.files import FileWrapper, sendable_path
 from bridge.headers import encode_headers
+from bridge.kinds import Kind, check_app
 from bridge.lifespan import answer_lifespan
 from bridge.response import State, WsgiResponse
 from bridge.workers import Workers
@@ -92,7 +93,7 @@ class WsgiToAsgi:
             The mapping that it yields, if any, is the app's in ``environ["asgi.scope"]["state"]``.
 
     Raises:
-        TypeError: The app is not callable.
+        TypeError: It is no WSGI app for sure: an ASGI app, a class, a module, a string...
     """
 
     def __init__(
@@ -103,8 +104,7 @@ class WsgiToAsgi:
         streams: int = 1000,
         lifespan: LifespanFactory | None = None,
     ) -> None:
-        if not callable(app):
-            raise TypeError(f"WsgiToAsgi expected a WSGI app, a callable, got {shown(app)}")
+        check_app(app, Kind.WSGI)
         if threads < 1 or streams < 0:
             raise ValueError(f"expected threads >= 1 and streams >= 0, got {threads} and {streams}")
         self.app = app

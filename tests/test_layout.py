@@ -15,6 +15,7 @@ PACKAGE = ROOT / "bridge"
 FLOORS: dict[str, float] = {
     "errors": -1,
     "headers": 0,
+    "kinds": 0,
     "nesting": 0,
     "environ": 1,
     "scope": 1,
