@@ -3,7 +3,7 @@
 In asgi.py, ``application = WsgiToAsgi(flask_app)``; in wsgi.py, ``application = AsgiToWsgi(fastapi_app)``.
 """
 
-from bridge.asgi_to_wsgi import AsgiToWsgi
+from bridge.asgi_to_wsgi import AsgiToWsgi, AsgiToWsgiStatistics
 from bridge.errors import (
     BadRequest,
     BridgeError,
@@ -12,10 +12,11 @@ from bridge.errors import (
     ProtocolError,
     UnsupportedScope,
 )
-from bridge.wsgi_to_asgi import WsgiToAsgi
+from bridge.wsgi_to_asgi import WsgiToAsgi, WsgiToAsgiStatistics
 
 __all__ = [
     "AsgiToWsgi",
+    "AsgiToWsgiStatistics",
     "BadRequest",
     "BridgeError",
     "ClientDisconnected",
@@ -23,6 +24,7 @@ __all__ = [
     "ProtocolError",
     "UnsupportedScope",
     "WsgiToAsgi",
+    "WsgiToAsgiStatistics",
 ]
 
 __version__ = "0.1.0"

@@ -20,6 +20,7 @@ import traceback
 import types
 import weakref
 from collections import deque
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -27,7 +28,7 @@ from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
 from bridge import threads
 from bridge.body import BodyReader
-from bridge.errors import BadRequest, ClientDisconnected, LifespanFailure, ProtocolError, shown
+from bridge.errors import BadRequest, ClientDisconnected, LifespanFailure, ProtocolError, shown, shown_requests
 from bridge.files import PathFile
 from bridge.kinds import Kind, check_app
 from bridge.lifespan import Lifespan, Stage
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     from asgiref.typing import ASGI3Application, ASGIReceiveEvent, ASGISendEvent
 
-__all__ = ["AsgiToWsgi"]
+__all__ = ["AsgiToWsgi", "AsgiToWsgiStatistics"]
 
 WINDOW = 64 * 1024
 """Bytes of a response that may lie here while a loop that is run by another thread goes on."""
@@ -56,6 +57,9 @@ PATIENCE_SECONDS = 5.0
 
 WAIT_SECONDS = 0.005
 """How often a shutdown looks whether the requests in flight have ended."""
+
+NOTICE_SECONDS = 2.0
+"""After that a shutdown says what it waits for: before the patience ends of whoever waits for the shutdown."""
 
 LOOK_SECONDS = 0.2
 """How often a request that waits or streams looks whether its client is still there."""
@@ -71,7 +75,36 @@ STARTUP_SECONDS = 60.0
 """How long an app may take to start, as under hypercorn: some load a model, or wait for their database. A server with
 less patience, as gunicorn's 30 s for a sync worker, says so by itself."""
 
+LOOP_NOTE = (
+    "each request has an event loop of its own here, as with any app that takes no part in lifespan; "
+    'AsgiToWsgi(app, loop="shared") has one for all, on which what one request has made works in the next'
+)
+
 logger = logging.getLogger("bridge")
+
+
+@dataclass(frozen=True, slots=True)
+class AsgiToWsgiStatistics:
+    """What an `AsgiToWsgi` is doing at this moment, in this process.
+
+    Attributes:
+        requests: Requests in the app, in background work after their response as well.
+        streaming: Of these, the responses that have begun and go on.
+        background: Of these, the ones that the server has done with.
+        waiting: Server threads that sleep while another one runs the shared loop. They wait for their app's next word,
+            and are no sign of a bottleneck.
+        handovers: How often one thread has handed the shared loop to another, since the startup.
+        loops: Event loops there are, idle ones too.
+        threads: Threads of our own that look after loops nobody waits for.
+    """
+
+    requests: int
+    streaming: int
+    background: int
+    waiting: int
+    handovers: int
+    loops: int
+    threads: int
 
 
 class AsgiToWsgi:
@@ -146,6 +179,20 @@ class AsgiToWsgi:
             RuntimeError: The caller runs in one of the app's own loops, which would have to wait for itself.
         """
         self._life.stop()
+
+    def statistics(self) -> AsgiToWsgiStatistics:
+        """What is going on, for metrics; from any thread, at the cost of a look at each request."""
+        cycles, shared = list(self._life.cycles), self._life.shared
+        loops = {shared, *self._life.pool.idle, *(cycle.loop for cycle in cycles)} - {None}
+        return AsgiToWsgiStatistics(
+            requests=len(cycles),
+            streaming=sum(cycle.streams for cycle in cycles),
+            background=sum(cycle.closed for cycle in cycles),
+            waiting=shared.waiting if shared else 0,
+            handovers=shared.handovers if shared else 0,
+            loops=len(loops),
+            threads=sum(loop.has_keeper for loop in loops if loop),
+        )
 
     def __enter__(self) -> Self:
         self.startup()
@@ -366,13 +413,21 @@ class _Life:
         )
 
     def _wait_for_cycles(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while self.cycles and time.monotonic() < deadline:
+        began = time.monotonic()
+        told = False
+        while self.cycles and time.monotonic() < began + timeout:
+            if not told and time.monotonic() > began + NOTICE_SECONDS:
+                told = True
+                logger.warning("the shutdown waits for %s", self.in_app())
             threads.pause(WAIT_SECONDS)
         left = list(self.cycles)
         if left:
-            logger.error("%d requests have not ended within %.3g s", len(left), timeout)
+            logger.error("the shutdown leaves alone what has not ended in %.3g s: %s", timeout, self.in_app())
         self.cycles.difference_update(left)  # nobody shall wait for them again
+
+    def in_app(self) -> str:
+        """The requests in flight, as a log names them."""
+        return shown_requests([cycle.name for cycle in list(self.cycles)])
 
 
 class _Home:
@@ -760,6 +815,22 @@ class _Cycle:
         except IndexError:  # two came for it at once
             return None
 
+    @property
+    def name(self) -> str:
+        """What the request is called in a log."""
+        environ = self._environ
+        return f"{environ['REQUEST_METHOD']} {environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
+
+    @property
+    def loop(self) -> TurnedLoop | None:
+        """None until it has one."""
+        return getattr(self, "_loop", None)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the response has begun, and goes on."""
+        return self._begun and not self._whole and not self.closed
+
     def runs_in(self, native: asyncio.AbstractEventLoop) -> bool:
         return self._task is not None and self._task.get_loop() is native
 
@@ -784,6 +855,8 @@ class _Cycle:
 
     def _end(self, error: BaseException | None) -> None:
         if error is not None:
+            if self._pool is not None and _tells_of_another_loop(error):
+                error.add_note(LOOP_NOTE)
             self._errors.append(error)
         self._ended = True
         if self._pool is None:
@@ -986,6 +1059,16 @@ def _tells_of_leaving(error: BaseException | None) -> bool:
             return all(map(_tells_of_leaving, cast("BaseExceptionGroup[BaseException]", error).exceptions))
         error = error.__cause__ or error.__context__
     return False
+
+
+def _tells_of_another_loop(error: BaseException) -> bool:
+    """Whether an app's error says that it used in one event loop what it had made in another."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_tells_of_another_loop, cast("BaseExceptionGroup[BaseException]", error).exceptions))
+    # asyncio's locks and queues, its futures and tasks, in their words.
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("different event loop", "different loop", "Event loop is closed")
+    )
 
 
 def _wake(futures: list[asyncio.Future[None]]) -> list[asyncio.Future[None]]:

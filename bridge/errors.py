@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 __all__ = [
     "BadRequest",
     "BridgeError",
@@ -10,7 +12,11 @@ __all__ = [
     "ProtocolError",
     "UnsupportedScope",
     "shown",
+    "shown_requests",
 ]
+
+SHOWN_REQUESTS = 5
+"""How many are named in one line."""
 
 
 class BridgeError(Exception):
@@ -49,3 +55,11 @@ def shown(value: object) -> str:
     except Exception:
         return f"<a {type(value).__name__} without repr>"
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def shown_requests(requests: Collection[str]) -> str:
+    """Requests, each as method and path, as a line of a log shows them; a query may hold secrets, and stays out."""
+    few = [shown(request) for request in list(requests)[:SHOWN_REQUESTS]]
+    if len(requests) > len(few):
+        few.append(f"{len(requests) - len(few)} more")
+    return f"{len(requests)} request{'s' * (len(requests) != 1)} in the app: {', '.join(few)}"

@@ -130,10 +130,12 @@ class TurnedLoop:
 
     Attributes:
         native: The event loop.
+        handovers: How often one thread has handed it to another.
     """
 
     def __init__(self, factory: Callable[[], asyncio.AbstractEventLoop], needs_keeper: bool) -> None:
         self.native = threads.make_loop(factory)
+        self.handovers = 0
         self.needs_keeper = needs_keeper
         self._executor = _Executor()
         self.native.set_default_executor(self._executor)
@@ -173,6 +175,16 @@ class TurnedLoop:
     def count_tasks(self) -> None:
         """Know from now on which tasks the loop has. To ask asyncio means to look through those of all loops."""
         self.native.set_task_factory(_Made(self.native.get_task_factory()))
+
+    @property
+    def waiting(self) -> int:
+        """The threads that wait while another one runs the loop."""
+        return len(self._followers)
+
+    @property
+    def has_keeper(self) -> bool:
+        """Whether a thread of its own was started for it."""
+        return self._keeper is not None
 
     # -- Waiting ----------------------------------------------------------------------------------------------------
 
@@ -316,6 +328,8 @@ class TurnedLoop:
                 self._left_at = time.monotonic()
                 if self.needs_keeper and not self._watched:
                     watch = self._watched = True
+            else:
+                self.handovers += 1
         if heir is not None:
             heir._wake()
         elif watch:
@@ -369,6 +383,7 @@ class TurnedLoop:
                 heir = self._choose_heir()
                 if heir is not None and heir is not keeper:
                     self._leader = heir
+                    self.handovers += 1
                     break
             # Who wanted the loop has got what it waited for already.
         heir._wake()
@@ -566,6 +581,11 @@ class LoopPool:
         self._factory = factory
         self._loops: list[TurnedLoop] = []
         self._closed = False
+
+    @property
+    def idle(self) -> list[TurnedLoop]:
+        """The loops that no request has."""
+        return list(self._loops)
 
     def take(self) -> TurnedLoop:
         """A loop that nobody else has."""

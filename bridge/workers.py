@@ -50,10 +50,11 @@ _numbers = itertools.count(1)
 class Place:
     """A job's place among those that run at once."""
 
-    __slots__ = ("_over", "_streaming", "_workers")
+    __slots__ = ("_job", "_over", "_streaming", "_workers")
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
+        self._job: Job | None = None
         self._streaming = False
         self._over = False
 
@@ -103,6 +104,7 @@ class Workers:
         self._streaming = 0
         self._alive = 0
         self._threads_made: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # those that have ended are gone
+        self._jobs: set[Job] = set()  # that run
         self._stopping = 0  # calls of `stop` that wait
         self._generation = object()  # a new one after a fork
 
@@ -120,6 +122,11 @@ class Workers:
     def waiting(self) -> int:
         """The jobs that wait for a place, or for the thread that is on its way."""
         return len(self._backlog)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs that run."""
+        return list(self._jobs)
 
     @property
     def alive(self) -> int:
@@ -177,6 +184,8 @@ class Workers:
         """End a job, and take the next one."""
         with self._mutex:
             place._over = True
+            self._jobs.discard(place._job)
+            place._job = None  # the place may be kept for longer
             if place._streaming:
                 self._streaming -= 1
             else:
@@ -189,6 +198,8 @@ class Workers:
             return None, place, False
         job = self._backlog.popleft()
         self._running += 1
+        place._job = job
+        self._jobs.add(job)
         return job, place, self._call_thread()
 
     def _move_to_streams(self, place: Place) -> bool:

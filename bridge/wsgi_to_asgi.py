@@ -11,6 +11,8 @@ import os
 import sys
 import tempfile
 import threading
+import types
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -22,7 +24,7 @@ from asgiref.sync import SyncToAsync
 from bridge.body import WsgiInput
 from bridge.channel import Closed, ToLoop, ToThread, current_door
 from bridge.environ import build_environ
-from bridge.errors import BadRequest, ClientDisconnected, ProtocolError, UnsupportedScope, shown
+from bridge.errors import BadRequest, ClientDisconnected, ProtocolError, UnsupportedScope, shown, shown_requests
 from bridge.files import FileWrapper, sendable_path
 from bridge.headers import encode_headers
 from bridge.kinds import Kind, check_app
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     _Item: TypeAlias = "_Word | tuple[tuple[ASGISendEvent, ...], int]"
     LifespanFactory = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
-__all__ = ["WsgiToAsgi"]
+__all__ = ["WsgiToAsgi", "WsgiToAsgiStatistics"]
 
 WINDOW = 256 * 1024
 """Bytes of a response that may be under way: a slow client's share of memory, and a fast one's batch."""
@@ -64,6 +66,9 @@ BROUGHT = 1024 * 1024
 SHUTDOWN_SECONDS = 30.0
 """How long a shutdown waits for the requests in flight, before it leaves them: uvicorn's and gunicorn's grace."""
 
+NOTICE_SECONDS = 2.0
+"""After that a shutdown says what it waits for: before the patience ends of whoever waits for the shutdown."""
+
 STREAM_SECONDS = 1.0
 """After its first second, a response that streams gives its place among the threads back."""
 
@@ -80,6 +85,23 @@ _LocalStorage: Any = _move_here and getattr(asgiref.local, "_Storage", None)
 _running_library: Any = getattr(sys.modules.get("sniffio"), "current_async_library_cvar", None)
 
 logger = logging.getLogger("bridge")
+
+
+@dataclass(frozen=True, slots=True)
+class WsgiToAsgiStatistics:
+    """What a `WsgiToAsgi` is doing at this moment, in this process.
+
+    Attributes:
+        threads: Worker threads there are, idle ones too.
+        running: Requests in the app that count against ``threads=``.
+        streaming: Requests in the app beside those: they have streamed for a while, and count against ``streams=``.
+        waiting: Requests that wait for a thread. If it stays above 0, ``threads=`` is too small, or the app too slow.
+    """
+
+    threads: int
+    running: int
+    streaming: int
+    waiting: int
 
 
 class WsgiToAsgi:
@@ -148,14 +170,27 @@ class WsgiToAsgi:
                 self._state = None
 
     async def _stop_workers(self) -> None:
-        stop = self._workers.stop
-        if not await anyio.to_thread.run_sync(stop, SHUTDOWN_SECONDS, abandon_on_cancel=True):
-            running = self._workers.running + self._workers.streaming
-            logger.error("%d requests are still in the app %.0f s after the shutdown began", running, SHUTDOWN_SECONDS)
+        if not await anyio.to_thread.run_sync(self._stop, SHUTDOWN_SECONDS, abandon_on_cancel=True):
+            logger.error("the shutdown leaves alone what has not ended in %.3g s: %s", SHUTDOWN_SECONDS, self._in_app())
+
+    def _stop(self, timeout: float | None) -> bool:
+        if self._workers.stop(NOTICE_SECONDS):
+            return True
+        logger.warning("the shutdown waits for %s", self._in_app())
+        return self._workers.stop(None if timeout is None else timeout - NOTICE_SECONDS)
+
+    def _in_app(self) -> str:
+        cycles = [job.__self__ for job in self._workers.jobs if isinstance(job, types.MethodType)]
+        return shown_requests([cycle.name for cycle in cycles if isinstance(cycle, _Cycle)])
+
+    def statistics(self) -> WsgiToAsgiStatistics:
+        """What is going on, for metrics; from any thread, at the cost of reading a few numbers."""
+        workers = self._workers
+        return WsgiToAsgiStatistics(workers.alive, workers.running, workers.streaming, workers.waiting)
 
     def close(self) -> None:
         """Wait for the requests in flight, and stop the threads. A later request starts new ones."""
-        self._workers.stop()
+        self._stop(None)
 
 
 class _Word(enum.Enum):
@@ -263,6 +298,11 @@ class _Cycle:
         self._brought: IO[bytes] | None = None  # the body, where it was brought before the app asked for it
         self._last_item: _Item | None = None  # to be put together with DONE
         self._app_error: BaseException | None = None
+
+    @property
+    def name(self) -> str:
+        """What the request is called in a log."""
+        return f"{self._scope['method']} {self._scope['path']}"
 
     # -- The host: in the loop --------------------------------------------------------------------------------------
 
