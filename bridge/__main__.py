@@ -46,6 +46,9 @@ GRACE = 3.0
 BACKLOG = 256
 
 
+APP_HELP = "the app, by its module and its name there"
+
+
 class CommandError(BridgeError):
     """Raised for what the user of the command line has to put right; the message is all there is to show."""
 
@@ -372,8 +375,9 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m bridge",
         description="Serve a WSGI app on uvicorn, or an ASGI app on the standard library's WSGI server. "
         "Without an app: the demo, a Flask app and a FastAPI app, each on the other kind of server.",
+        epilog="python -m bridge check module:app calls an app, and tells what it does wrong.",
     )
-    parser.add_argument("app", nargs="?", metavar="module:app", help="the app, by its module and its name there")
+    parser.add_argument("app", nargs="?", metavar="module:app", help=APP_HELP)
     parser.add_argument(
         "--bind",
         type=parse_address,
@@ -382,12 +386,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     serving = parser.add_argument_group("an app")
     serving.add_argument("--threads", type=parse_count, metavar="N", help="how many requests may be in the app at once")
-    serving.add_argument(
-        "--factory", action="store_true", help="module:app is called without arguments to make the app"
-    )
-    kind = serving.add_mutually_exclusive_group()
-    kind.add_argument("--wsgi", dest="kind", action="store_const", const=Kind.WSGI, help="it is a WSGI app")
-    kind.add_argument("--asgi", dest="kind", action="store_const", const=Kind.ASGI, help="it is an ASGI app")
+    add_finding(serving)
     serving.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)  # for the demo
     demo = parser.add_argument_group("the demo")
     demo.add_argument("--check", action="store_true", help="end after the drive, with status 0 only if all was right")
@@ -395,17 +394,44 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_finding(parser: argparse._ActionsContainer) -> None:
+    """Add the options by which an app is found."""
+    parser.add_argument("--factory", action="store_true", help="module:app is called without arguments to make the app")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--wsgi", dest="kind", action="store_const", const=Kind.WSGI, help="it is a WSGI app")
+    kind.add_argument("--asgi", dest="kind", action="store_const", const=Kind.ASGI, help="it is an ASGI app")
+
+
+def make_check_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bridge check",
+        description="Call an app through the bridge with a few requests, and tell what it does wrong, with the "
+        "sentence of the specification. Exit status: 0 if nothing, 1 if something, 2 if the app cannot be had.",
+    )
+    parser.add_argument("app", metavar="module:app", help=APP_HELP)
+    parser.add_argument("--path", default="/", help="where most requests go (default /)")
+    add_finding(parser)
+    return parser
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["check"]:  # an app has a colon
+        return run(run_check, make_check_parser().parse_args(arguments[1:]))
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.app is not None and (options.check or options.megabytes):
         parser.error("--check and --megabytes are for the demo, which takes no app")
     if options.app is None and (options.factory or options.kind or options.threads):
         parser.error("--factory, --wsgi, --asgi and --threads need a module:app")
+    return run(run_demo if options.app is None else run_app, options)
+
+
+def run(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     try:
         with signals_as_interrupt():
-            return run_demo(options) if options.app is None else run_app(options)
+            return command(options)
     except CommandError as exc:
         print(f"python -m bridge: {exc}", file=sys.stderr)
         return 2
@@ -422,6 +448,18 @@ def run_app(options: argparse.Namespace) -> int:
     if kind is Kind.WSGI:
         return serve_wsgi_app(cast("WSGIApplication", app), options.app, address, options.threads)
     return serve_asgi_app(cast("ASGI3Application", app), options.app, address, options.threads)
+
+
+def run_check(options: argparse.Namespace) -> int:
+    from bridge.check import check
+
+    app = load_app(options.app, factory=options.factory)
+    kind = options.kind or tell_kind(app)
+    article, wrapper = ("a", "WsgiToAsgi") if kind is Kind.WSGI else ("an", "AsgiToWsgi")
+    print(f"{options.app}, {article} {kind.value} app, through {wrapper}\n", flush=True)
+    report = check(app, kind, options.path)
+    print(report.text())
+    return 1 if report.severe else 0
 
 
 def run_demo(options: argparse.Namespace) -> int:

@@ -32,6 +32,7 @@ FLOORS: dict[str, float] = {
     "asgi_to_wsgi": 3,
     # The door, and above it those who come in by it like any other user.
     "__init__": 4,
+    "check": 5,
     "demo": 5,
     "__main__": 6,
 }
