@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench release-check clean
 
 help:
 	@echo "make demo    a Flask app on an ASGI server, a FastAPI app on a WSGI server (ARGS=--check: drive them and end)"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint    formatting, lint and types"
 	@echo "make format  write the formatting, and the lint fixes that are safe"
 	@echo "make bench   bridge and its peers, side by side"
+	@echo "make release-check  all that has to hold before a release: wheel, sdist, metadata, README, the tests on the wheel"
 	@echo "make clean   remove what was made, .venv too"
 
 demo: $(VENV)/.demo
@@ -25,6 +26,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict bridge tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing_of_apps.py
+	@# Of a package that is installed, as users have it: an editable one has no types to verify.
+	rm -rf $(VENV)/typed && mkdir $(VENV)/typed && cp -R bridge $(VENV)/typed
+	PYTHONPATH=$(CURDIR)/$(VENV)/typed $(BIN)/pyright --pythonpath $(BIN)/python --verifytypes bridge --ignoreexternal > $(VENV)/typed/report \
+		|| { cat $(VENV)/typed/report; false; }
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -32,6 +38,24 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# The release, in this order: make release-check, the version in bridge/__init__.py and CHANGELOG.md, a commit, its tag,
+# and what lies in dist/ then. The tests run on the installed wheel, away from bridge/, on what the sdist brings.
+DIST := $(VENV)/dist
+RELEASE := $(VENV)/release
+
+release-check: $(VENV)/.dev
+	rm -rf $(DIST) $(RELEASE)
+	$(BIN)/python -m build --outdir $(DIST) .
+	$(BIN)/python -m twine check --strict $(DIST)/*
+	$(BIN)/python -m readme_renderer README.md -o $(DIST)/README.html
+	$(BIN)/python -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(DIST)/*.whl)[test]"
+	mkdir $(RELEASE)/tree
+	tar -xzf $(DIST)/*.tar.gz -C $(RELEASE)/tree --strip-components 1
+	rm -r $(RELEASE)/tree/bridge
+	$(RELEASE)/bin/python -c 'import bridge, sys; print(bridge.__version__); sys.exit("site-packages" not in bridge.__file__)'
+	cd $(RELEASE)/tree && ../bin/python -m pytest -p no:cacheprovider $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -278,10 +278,11 @@ class ThreadedWSGIServer(ThreadingMixIn, WSGIServer):
         super().__init__(listener.getsockname()[:2], QuietHandler, bind_and_activate=False)
         self.socket.close()  # the one that the base class made
         self.socket = listener
-        self.address_family = listener.family
-        self.server_address = listener.getsockname()[:2]
+        self.address_family: int = listener.family
+        self.server_address: Any = listener.getsockname()[:2]
         # As HTTPServer.server_bind does, but without asking DNS for a name, which may take seconds.
-        self.server_name, self.server_port = listener.getsockname()[:2]
+        self.server_name: str = listener.getsockname()[0]
+        self.server_port: int = listener.getsockname()[1]
         self.setup_environ()
         self.set_app(application)
         self._slots = (

@@ -37,12 +37,15 @@ from bridge.response import COMPLETE, NOTHING, STARTED, AsgiResponse
 from bridge.scope import build_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
     from types import TracebackType
-    from typing import Self
+    from typing import Self, TypeAlias
     from wsgiref.types import StartResponse, WSGIEnvironment
 
-    from asgiref.typing import ASGI3Application, ASGIReceiveEvent, ASGISendEvent
+    from asgiref.typing import ASGIReceiveEvent, ASGISendEvent
+
+    # What asgiref.typing and Starlette have in common: each takes the other's apps for wrong.
+    ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[object]]
 
 __all__ = ["AsgiToWsgi", "AsgiToWsgiStatistics"]
 
@@ -80,7 +83,7 @@ LOOP_NOTE = (
     'AsgiToWsgi(app, loop="shared") has one for all, on which what one request has made works in the next'
 )
 
-logger = logging.getLogger("bridge")
+logger: logging.Logger = logging.getLogger("bridge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class AsgiToWsgi:
 
     def __init__(
         self,
-        app: ASGI3Application,
+        app: ASGIApp,
         *,
         loop: Literal["auto", "shared", "request"] = "auto",
         loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,

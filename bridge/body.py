@@ -93,7 +93,7 @@ class BodyReader:
         if stream is None:
             stream, self._remaining = io.BytesIO(), 0
         self._read: Callable[[int], bytes] | None = stream.read  # None after the last message
-        self.complete = self._remaining == 0
+        self.complete: bool = self._remaining == 0
 
     def next_message(self) -> HTTPRequestEvent | HTTPDisconnectEvent:
         """Read the next piece, which may block.

@@ -66,7 +66,7 @@ class Door(abc.ABC):
 
     def __init__(self, native: object) -> None:
         self.native = native
-        self.thread = threading.get_ident()
+        self.thread: int = threading.get_ident()
         self.token: EventLoopToken = current_token()
         self._callbacks: deque[Callable[[], object]] = deque()
         self._rung = False

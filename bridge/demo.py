@@ -221,7 +221,7 @@ def fastapi_app() -> fastapi.FastAPI:
                     if number != count:
                         await asyncio.sleep(max(every, 0.01))
 
-        return EventStream(ticks())
+        return _EventStream(ticks())
 
     @app.get("/slow")
     async def slow(seconds: float = 0.5) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def fastapi_app() -> fastapi.FastAPI:
 LIFESPAN_ENDED = "lifespan ended"
 
 
-class EventStream(StreamingResponse):
+class _EventStream(StreamingResponse):
     """Closes its generator once the client has gone. Starlette leaves that to the garbage collector."""
 
     def __init__(self, ticks: AsyncGenerator[str]) -> None:
@@ -496,7 +496,7 @@ class Server:
         )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()  # what it prints; an empty line is the end
         self._last_line = ""
-        self.ended = threading.Event()  # its output has ended, so it has, or is about to
+        self.ended: threading.Event = threading.Event()  # its output has ended, so it has, or is about to
         self._reader = threading.Thread(target=self._read, name=f"bridge-demo {app.title}", daemon=True)
         self._reader.start()
 

@@ -28,7 +28,7 @@ class FileWrapper:
 
     def __init__(self, filelike: Any, block_size: int = BLOCK_SIZE) -> None:
         self.filelike = filelike
-        self.block_size = max(block_size, BLOCK_SIZE)
+        self.block_size: int = max(block_size, BLOCK_SIZE)
         if hasattr(filelike, "close"):
             self.close: Callable[[], None] = filelike.close
 

@@ -76,9 +76,9 @@ class Lifespan:
     """
 
     def __init__(self, app: Any, on_change: Callable[[], None]) -> None:
-        self.stage = Stage.STARTING
+        self.stage: Stage = Stage.STARTING
         self.state: dict[str, Any] = {}
-        self.message = ""
+        self.message: str = ""
         self.error: BaseException | None = None
         self._app = app
         self._on_change = on_change

@@ -100,9 +100,9 @@ class Turn:
     """
 
     # Set where they change: most turns are told by the loop that their own thread runs, and need no more than that.
-    told = False
-    leads = True  # whether the thread may run a loop
-    thread = 0  # that waits
+    told: bool = False
+    leads: bool = True  # whether the thread may run a loop
+    thread: int = 0  # that waits
     _lock: threads.AnyLock | None = None
 
     def _sleep(self) -> None:
@@ -134,9 +134,9 @@ class TurnedLoop:
     """
 
     def __init__(self, factory: Callable[[], asyncio.AbstractEventLoop], needs_keeper: bool) -> None:
-        self.native = threads.make_loop(factory)
-        self.handovers = 0
-        self.needs_keeper = needs_keeper
+        self.native: asyncio.AbstractEventLoop = threads.make_loop(factory)
+        self.handovers: int = 0
+        self.needs_keeper: bool = needs_keeper
         self._executor = _Executor()
         self.native.set_default_executor(self._executor)
         self._root = self._make_root()

@@ -86,8 +86,8 @@ class WsgiResponse:
     """
 
     def __init__(self, method: str) -> None:
-        self.state = State.NOTHING
-        self.bodiless = False
+        self.state: State = State.NOTHING
+        self.bodiless: bool = False
         self._method = method
         self._length = _UNKNOWN_LENGTH
         self._start: ASGISendEvent | None = None  # kept back in STARTED
@@ -189,8 +189,8 @@ class AsgiResponse:
     """
 
     def __init__(self, method: str, extensions: Mapping[str, Any]) -> None:
-        self.state = NOTHING
-        self.status = ""
+        self.state: State = NOTHING
+        self.status: str = ""
         self.headers: list[tuple[str, str]] = []
         self.trailers: list[tuple[str, str]] = []
         self.path: str | None = None  # of the file to be sent as the body

@@ -33,7 +33,7 @@ from bridge.response import State, WsgiResponse
 from bridge.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, MutableMapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, MutableMapping
     from contextlib import AbstractAsyncContextManager
     from typing import IO, BinaryIO, TypeAlias
     from wsgiref.types import WSGIApplication
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from bridge.workers import Place
 
     _Item: TypeAlias = "_Word | tuple[tuple[ASGISendEvent, ...], int]"
+    # What asgiref.typing and Starlette have in common: each takes the other's apps for wrong.
+    Receive: TypeAlias = Callable[[], Awaitable[Any]]
+    Send: TypeAlias = Callable[[Any], Awaitable[None]]
     LifespanFactory = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
 __all__ = ["WsgiToAsgi", "WsgiToAsgiStatistics"]
@@ -84,7 +87,7 @@ _LocalStorage: Any = _move_here and getattr(asgiref.local, "_Storage", None)
 # Where anyio.run says what runs in its thread: anyio uses sniffio if it is there.
 _running_library: Any = getattr(sys.modules.get("sniffio"), "current_async_library_cvar", None)
 
-logger = logging.getLogger("bridge")
+logger: logging.Logger = logging.getLogger("bridge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,7 @@ class WsgiToAsgi:
         self._lifespan = lifespan
         self._state: Mapping[str, Any] | None = None  # where the server carries none
 
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    async def __call__(self, scope: Scope | MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one scope of a server.
 
         Raises:

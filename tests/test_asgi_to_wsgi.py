@@ -76,7 +76,7 @@ def wrap(loop: str, factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterato
     with contextlib.ExitStack() as stack:
 
         def wrapped(app: App, **options: Any) -> AsgiToWsgi:
-            application = AsgiToWsgi(app, **{"loop": loop, "loop_factory": factory, "lifespan": "off", **options})  # type: ignore[arg-type]
+            application = AsgiToWsgi(app, **{"loop": loop, "loop_factory": factory, "lifespan": "off", **options})
             stack.callback(application.close)
             return application
 
@@ -1070,7 +1070,7 @@ def test_an_app_with_lifespan_lives_on_one_loop_others_on_one_for_each_request(t
         assert scope["type"] == "http"
         await serve(scope, receive, send)
 
-    with AsgiToWsgi(lifespan_app(Journal(), serve) if takes_part else plain) as application:  # type: ignore[arg-type]
+    with AsgiToWsgi(lifespan_app(Journal(), serve) if takes_part else plain) as application:
         run_in_threads(lambda _: run(application), 2, threads=2)
     assert len(set(loops)) == (1 if takes_part else 2)
 
@@ -1162,7 +1162,7 @@ def test_what_was_made_at_startup_works_in_later_requests_of_other_threads(
         await send(start())
         await send(body(b"%d" % await future))
 
-    with AsgiToWsgi(app, loop_factory=factory) as application:  # type: ignore[arg-type]
+    with AsgiToWsgi(app, loop_factory=factory) as application:
         bodies = run_in_threads(lambda number: run(application, make_environ(path=f"/{number}")).body, 200)
     assert bodies == [b"%d" % (number * number) for number in range(200)]
 
@@ -1209,7 +1209,7 @@ def late_by(factory: Callable[[], asyncio.AbstractEventLoop], time_of: str) -> l
         while not enough.is_set():
             run(application)
 
-    with AsgiToWsgi(app, loop_factory=factory) as application:  # type: ignore[arg-type]
+    with AsgiToWsgi(app, loop_factory=factory) as application:
         application.startup()
         if time_of == "upload":
             assert run(application, post(FakeInput([enough, b"x"]), 1)).body == b"x"
@@ -1323,7 +1323,7 @@ def test_an_app_that_ends_right_after_its_startup_has_taken_part() -> None:
             assert scope["state"] == {"x": 1}
             await hello(scope, receive, send)
 
-    with AsgiToWsgi(app, lifespan="on") as application:  # type: ignore[arg-type]
+    with AsgiToWsgi(app, lifespan="on") as application:
         assert run(application).body == b"hello"
 
 
@@ -1458,8 +1458,8 @@ def test_a_shutdown_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> No
         await receive()
         await send({"type": "lifespan.shutdown.failed", "message": "still busy"})
 
-    AsgiToWsgi(app).startup()  # type: ignore[arg-type]
-    with AsgiToWsgi(app):  # type: ignore[arg-type]
+    AsgiToWsgi(app).startup()
+    with AsgiToWsgi(app):
         pass
     assert "still busy" in caplog.text
 
@@ -1471,7 +1471,7 @@ def test_a_shutdown_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, capl
         await send({"type": "lifespan.startup.complete"})
         await asyncio.Event().wait()
 
-    application = AsgiToWsgi(app)  # type: ignore[arg-type]
+    application = AsgiToWsgi(app)
     application.startup()
     application._life.stop(0.05)
     assert "within 0.05 s" in caplog.text
@@ -1699,7 +1699,7 @@ def test_a_wrapper_that_is_dropped_within_its_own_loop_gives_all_back(loop: str)
 def test_nothing_starts_before_the_first_request() -> None:
     """[S2]"""
     before = set(threading.enumerate())
-    application = AsgiToWsgi(_raises)  # type: ignore[arg-type]
+    application = AsgiToWsgi(_raises)
     application.close()
     assert set(threading.enumerate()) <= before
 

@@ -168,7 +168,7 @@ def test_every_answer_is_right_under_sixteen_threads(
     before = sys.getswitchinterval()
     sys.setswitchinterval(interval)
     try:
-        with AsgiToWsgi(site, loop=loop, loop_factory=FACTORIES[factory], lifespan="off") as application:  # type: ignore[arg-type]
+        with AsgiToWsgi(site, loop=loop, loop_factory=FACTORIES[factory], lifespan="off") as application:
             run_in_threads(
                 lambda number: visit(application, kinds[number], number),
                 REQUESTS,
@@ -187,7 +187,7 @@ def test_every_answer_is_right_under_sixteen_threads(
 def test_close_in_the_middle_of_traffic_loses_no_request(loop: Any) -> None:
     """[A20] Each close ends a life, each next request begins one."""
     site = Site(loop == "shared")
-    application = AsgiToWsgi(site, loop=loop, lifespan="off")  # type: ignore[arg-type]
+    application = AsgiToWsgi(site, loop=loop, lifespan="off")
     stop = threading.Event()
 
     def close_often() -> None:
@@ -210,7 +210,7 @@ def test_many_short_lives_leave_nothing(caplog: pytest.LogCaptureFixture) -> Non
     """[A21]"""
     began = time.monotonic()
     for number in range(50):
-        with AsgiToWsgi(Site(True), loop="shared") as application:  # type: ignore[arg-type]
+        with AsgiToWsgi(Site(True), loop="shared") as application:
             visit(application, "plain", number)
     assert time.monotonic() - began < LIMIT
     assert not [record for record in caplog.records if record.name == "bridge"]
