@@ -123,6 +123,10 @@ def flask_app() -> flask.Flask:
     def index() -> str:
         return page("Flask", "a WSGI app", "uvicorn, an ASGI server", "WsgiToAsgi")
 
+    @app.get("/both")
+    def both() -> str:
+        return both_pages(flask.request.args.get("port", 0, type=int))
+
     @app.get("/status")
     def status() -> dict[str, Any]:
         return streams.status()
@@ -184,6 +188,16 @@ def fastapi_app() -> fastapi.FastAPI:
     @app.get("/", response_class=HTMLResponse)
     async def index() -> str:
         return page("FastAPI", "an ASGI app", "wsgiref, the standard library's WSGI server", "AsgiToWsgi")
+
+    @app.get("/both", response_class=HTMLResponse)
+    async def both(port: int = 0) -> str:
+        return both_pages(port)
+
+    @app.websocket("/echo")
+    async def echo(socket: fastapi.WebSocket) -> None:
+        await socket.accept()
+        async for text in socket.iter_text():
+            await socket.send_text(text)
 
     @app.get("/status")
     async def status(request: fastapi.Request) -> dict[str, Any]:
@@ -628,6 +642,7 @@ def serve_on(servers: Sequence[Server], addresses: Sequence[str], failures: Sequ
         print()
         for server, address in zip(servers, addresses, strict=True):
             print_row(server.app.title, [address])
+        print_row("both, side by side", [f"{addresses[0]}/both?port={addresses[-1].rpartition(':')[2]}"])
         print("\nOpen them in a browser. Ctrl-C ends both.", flush=True)
         # A short wait each, in turn: a wait without a limit cannot be interrupted on Windows.
         while not any(server.ended.wait(0.5) for server in servers):
@@ -658,6 +673,34 @@ def page(app: str, kind: str, server: str, wrapper: str) -> str:
         text = text.replace(f"[[{word}]]", html.escape(value))
     return text
 
+
+def both_pages(port: int) -> str:
+    """Fill in the page that shows both apps: this one, and the one on another port of this host."""
+    return BOTH.replace("[[PORT]]", str(port))
+
+
+BOTH = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Both, across the bridge</title>
+<style>
+body { margin: 0; display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); min-height: 100vh; }
+iframe { width: 100%; height: 100%; min-height: 100vh; border: 0; }
+iframe + iframe { border-left: 1px solid #8884; }
+</style>
+</head>
+<body>
+<iframe src="/" title="This app"></iframe>
+<iframe id="other" title="The other app"></iframe>
+<script>
+document.getElementById("other").src = `${location.protocol}//${location.hostname}:[[PORT]]/`;
+</script>
+</body>
+</html>
+"""
 
 PAGE = r"""<!doctype html>
 <html lang="en">
@@ -690,7 +733,7 @@ header { margin-bottom: 3rem; }
 h1 {
   margin: 0 0 .5rem; font-size: clamp(2rem, 6vw, 3.2rem); font-weight: 300; letter-spacing: -.03em; line-height: 1.15;
 }
-header p { margin: 0; max-width: 44rem; color: var(--quiet); font-size: 1.1rem; }
+header p { margin: 0; max-width: 44rem; min-height: 4.8em; color: var(--quiet); font-size: 1.1rem; }
 h2 { margin: 0; font-size: 1rem; font-weight: 600; }
 code, output, .big { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 code { color: var(--tint); font-size: .94em; }
@@ -699,9 +742,10 @@ section {
   display: flex; flex-direction: column; gap: .9rem; padding: 1.5rem; min-width: 0;
   background: var(--card); border: 1px solid var(--line); border-radius: 1rem;
 }
+section[hidden] { display: none; }
 section p { margin: 0; color: var(--quiet); font-size: .92rem; }
 .wide { grid-column: 1 / -1; }
-.numbers { display: grid; gap: 1rem 2.5rem; grid-template-columns: repeat(auto-fit, minmax(7rem, 1fr)); margin: 0; }
+.numbers { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(6.2rem, 1fr)); margin: 0; }
 .numbers dt { color: var(--quiet); font-size: .85rem; }
 .numbers dd { margin: 0; }
 .big { font-size: 2rem; font-weight: 300; line-height: 1.3; }
@@ -791,6 +835,16 @@ output.wrong, #broken { color: var(--wrong); }
 <p>Five requests that sleep for half a second each. None of them waits for another.</p>
 <div class="row"><button id="slow" class="main">Ask five times</button></div>
 <output id="slow_said"></output>
+</section>
+
+<section id="socket" hidden>
+<h2>WebSocket</h2>
+<p>What is said here is echoed by the app, through [[SERVER]].</p>
+<form id="echo">
+<label>Text<input type="text" name="text" value="over the bridge" required autocomplete="off"></label>
+<button class="main">Say it ten times</button>
+</form>
+<output id="echo_said"></output>
 </section>
 
 <section class="wide">
@@ -912,6 +966,26 @@ onclick("slow", "slow_said", async () => {
   const start = performance.now();
   await Promise.all(Array.from({ length: 5 }, async (_, i) => json(await fetch(`/slow?seconds=0.5&${i}`))));
   show("slow_said", `all five in ${seconds(start)}`);
+});
+
+// Where the app has no WebSocket, or the server lets none through, there is nothing to show.
+const socket = "[[WRAPPER]]" === "AsgiToWsgi"
+  ? new WebSocket(`${location.protocol.replace("http", "ws")}//${location.host}/echo`) : null;
+socket?.addEventListener("open", () => { $("socket").hidden = false; });
+socket?.addEventListener("close", () => { $("socket").hidden = true; });
+const heard = text => new Promise(resolve => {
+  socket.addEventListener("message", message => resolve(message.data === text), { once: true });
+  socket.send(text);
+});
+
+$("echo").addEventListener("submit", async event => {
+  event.preventDefault();
+  const text = new FormData($("echo")).get("text");
+  const start = performance.now();
+  let right = 0;
+  for (let i = 0; i < 10; i++) right += await heard(`${text} ${i}`);
+  const told = `${right} of 10 came back, ${((performance.now() - start) / 10).toFixed(1)} ms each`;
+  show("echo_said", told, right !== 10);
 });
 
 $("form").addEventListener("submit", async event => {

@@ -167,6 +167,12 @@ def test_every_step_fails_on_an_app_that_is_broken(
         step(visit(broken(demo.flask_app())))
 
 
+def test_the_page_of_both_takes_a_port_and_nothing_else() -> None:
+    client = visit(demo.flask_app()).client
+    assert ":8001/`" in client.get("/both", params={"port": "8001"}).text
+    assert ":0/`" in client.get("/both", params={"port": "`;alert(1)//"}).text
+
+
 def test_the_page_has_all_its_words() -> None:
     page = demo.page("App & Co", "an app", "a server", "Wrapper")
     assert "[[" not in page
@@ -248,7 +254,10 @@ def test_the_check_fails_on_a_broken_app(tmp_path: Path, app: str, failed: list[
 
 @contextlib.contextmanager
 def demo_at_work() -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """The demo as `make demo` starts it, from the moment on at which it has told its two addresses."""
+    """The demo as `make demo` starts it, from the moment on at which it has told its two addresses.
+
+    The third line, of the page that shows both, is looked at here.
+    """
     command = [sys.executable, "-m", "bridge", "--megabytes", "1"]
     process = subprocess.Popen(command, env=ENVIRON, stdout=subprocess.PIPE, encoding="utf-8")
     watchdog = threading.Timer(LIMIT, process.kill)
@@ -260,6 +269,9 @@ def demo_at_work() -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
             addresses += re.findall(r"http://\S+", line)
             if "Ctrl-C" in line:
                 break
+        *addresses, both = addresses
+        assert both == f"{addresses[0]}/both?port={addresses[1].rpartition(':')[2]}"
+        assert f":{both.rpartition('=')[2]}" in addresses[1]
         yield process, addresses
     finally:
         watchdog.cancel()
