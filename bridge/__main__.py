@@ -10,7 +10,9 @@ import argparse
 import asyncio
 import contextlib
 import difflib
+import functools
 import importlib
+import importlib.util
 import inspect
 import os
 import signal
@@ -21,7 +23,7 @@ import traceback
 from collections.abc import Callable, Generator
 from socketserver import ThreadingMixIn
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from bridge import AsgiToWsgi, BridgeError, LifespanFailure, WsgiToAsgi
@@ -189,26 +191,34 @@ def shown(address: Address) -> str:
     return f"{host}:{address.port}"
 
 
-def announce(target: str, how: str, listener: socket.socket) -> None:
+def announce(service: Service, kind: Kind) -> None:
     # One line, the address last: the demo reads it.
-    address = Address(*listener.getsockname()[:2])
-    print(f"Serving {target} ({how}) on http://{shown(address)}", flush=True)
+    address = Address(*service.listener.getsockname()[:2])
+    how = "WSGI, through WsgiToAsgi on uvicorn" if kind is Kind.WSGI else "ASGI, through AsgiToWsgi on wsgiref"
+    print(f"Serving {service.target} ({how}) on http://{shown(address)}", flush=True)
 
 
-def serve_wsgi_app(app: WSGIApplication, target: str, address: Address, threads: int | None) -> int:
+class Service(NamedTuple):
+    """What is to be served, and how."""
+
+    target: str
+    listener: socket.socket
+    threads: int | None
+    announces: bool
+    """Whether to say where it serves. Of many workers none does."""
+
+
+def serve_wsgi_app(app: WSGIApplication, service: Service) -> int:
     """Serve a WSGI app on uvicorn until SIGINT or SIGTERM; the exit status."""
-    try:
-        import uvicorn
-    except ModuleNotFoundError:
-        raise CommandError("a WSGI app is served on an ASGI server: pip install uvicorn") from None
+    import uvicorn
 
     class Server(uvicorn.Server):
         """Says where it serves once the app has started, and hangs up on streams that outlast their time of grace."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            if self.started:
-                announce(target, "WSGI, through WsgiToAsgi on uvicorn", listener)
+            if self.started and service.announces:
+                announce(service, Kind.WSGI)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             # By itself uvicorn cancels such requests and logs a traceback for each. A client that leaves ends quietly.
@@ -222,48 +232,97 @@ def serve_wsgi_app(app: WSGIApplication, target: str, address: Address, threads:
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
 
+    threads = service.threads
     application = WsgiToAsgi(app) if threads is None else WsgiToAsgi(app, threads=threads)
-    with listen(address) as listener:
-        # No websockets: a WSGI app has none.
-        config = uvicorn.Config(
-            cast("Any", application),
-            log_level="warning",
-            lifespan="on",
-            ws="none",
-            timeout_graceful_shutdown=int(GRACE) + 1,
-        )
-        server = Server(config)
-        try:
-            server.run(sockets=[listener])
-        except KeyboardInterrupt:
-            pass  # uvicorn stops by itself, and raises the signal again when it has
-        finally:
-            application.close()
+    # No websockets: a WSGI app has none.
+    config = uvicorn.Config(
+        application,
+        log_level="warning",
+        lifespan="on",
+        ws="none",
+        timeout_graceful_shutdown=int(GRACE) + 1,
+    )
+    server = Server(config)
+    try:
+        server.run(sockets=[service.listener])
+    except KeyboardInterrupt:
+        pass  # uvicorn stops by itself, and raises the signal again when it has
+    finally:
+        application.close()
     return 0 if server.started else 1
 
 
-def serve_asgi_app(app: ASGI3Application, target: str, address: Address, threads: int | None) -> int:
+def serve_asgi_app(app: ASGI3Application, service: Service) -> int:
     """Serve an ASGI app on the standard library's WSGI server until SIGINT or SIGTERM; the exit status."""
     application = AsgiToWsgi(app)
     try:
-        with ThreadedWSGIServer(listen(address), application, threads) as server:
+        with ThreadedWSGIServer(service.listener, application, service.threads) as server:
             application.startup()
             try:
-                announce(target, "ASGI, through AsgiToWsgi on wsgiref", server.socket)
+                if service.announces:
+                    announce(service, Kind.ASGI)
                 server.serve_forever()
             except KeyboardInterrupt:
                 server.socket.close()
                 server.drain()
     except LifespanFailure as exc:
-        print(f"python -m bridge: {target} did not start: {exc}", file=sys.stderr)
+        print(f"python -m bridge: {service.target} did not start: {exc}", file=sys.stderr)
         return 1
     finally:
         application.close()
     return 0
 
 
+def serve_in_workers(count: int, serve: Callable[[], int]) -> int:
+    """Serve in so many processes that are forked here, until SIGINT or SIGTERM; the exit status.
+
+    One that ends by itself ends all: to keep processes running is a service manager's business.
+    """
+    if not hasattr(os, "fork"):
+        raise CommandError("--workers needs a system that can fork")
+    children: set[int] = set()
+    status = 0
+    try:
+        for _ in range(count):
+            child = os.fork()
+            if not child:
+                _end_worker(serve)
+            children.add(child)
+        child, how = os.wait()
+        children.discard(child)
+        status = os.waitstatus_to_exitcode(how) or 1
+    except KeyboardInterrupt:
+        pass
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGTERM)
+    for child in children:
+        _, how = os.waitpid(child, 0)
+        status = status or os.waitstatus_to_exitcode(how)
+    return 1 if status else 0
+
+
+def _end_worker(serve: Callable[[], int]) -> NoReturn:
+    """Be a worker, and end as one: what stands on the parent's stack is not for the child."""
+    status = 1
+    try:
+        status = serve()
+    except KeyboardInterrupt:
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 class QuietHandler(WSGIRequestHandler):
-    """Writes no line for each request."""
+    """Writes no line for each request, and lets the app see its client leave."""
+
+    def get_environ(self) -> dict[str, Any]:
+        # By the name that Werkzeug's server gives it: then a client's leaving is seen before a write fails.
+        return super().get_environ() | {"werkzeug.socket": self.connection}
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -278,6 +337,8 @@ class ThreadedWSGIServer(ThreadingMixIn, WSGIServer):
         super().__init__(listener.getsockname()[:2], QuietHandler, bind_and_activate=False)
         self.socket.close()  # the one that the base class made
         self.socket = listener
+        # Where many workers listen, another one may take the connection between the word of it and accept().
+        listener.setblocking(False)
         self.address_family: int = listener.family
         self.server_address: Any = listener.getsockname()[:2]
         # As HTTPServer.server_bind does, but without asking DNS for a name, which may take seconds.
@@ -291,9 +352,19 @@ class ThreadedWSGIServer(ThreadingMixIn, WSGIServer):
         self._changed = threading.Condition()  # guards _open; told when a request has ended
         self._open: set[socket.socket] = set()  # connections of requests in flight
 
-    def process_request(self, request: Any, client_address: Any) -> None:
+    def get_request(self) -> tuple[Any, Any]:
+        # The accepting thread waits here: so that another worker takes the connection. The slot is given back at the
+        # end of process_request_thread.
         if self._slots:
-            self._slots.acquire()  # the accepting thread waits here; released at the end of process_request_thread
+            self._slots.acquire()
+        try:
+            return super().get_request()
+        except OSError:
+            if self._slots:
+                self._slots.release()
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
         with self._changed:
             self._open.add(request)
         super().process_request(request, client_address)
@@ -387,6 +458,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     serving = parser.add_argument_group("an app")
     serving.add_argument("--threads", type=parse_count, metavar="N", help="how many requests may be in the app at once")
+    serving.add_argument("--workers", type=parse_count, metavar="N", help="how many processes serve (default 1)")
     add_finding(serving)
     serving.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)  # for the demo
     demo = parser.add_argument_group("the demo")
@@ -424,8 +496,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.app is not None and (options.check or options.megabytes):
         parser.error("--check and --megabytes are for the demo, which takes no app")
-    if options.app is None and (options.factory or options.kind or options.threads):
-        parser.error("--factory, --wsgi, --asgi and --threads need a module:app")
+    if options.app is None and (options.factory or options.kind or options.threads or options.workers):
+        parser.error("--factory, --wsgi, --asgi, --threads and --workers need a module:app")
     return run(run_demo if options.app is None else run_app, options)
 
 
@@ -445,10 +517,16 @@ def run_app(options: argparse.Namespace) -> int:
         stop_when_stdin_closes()
     app = load_app(options.app, factory=options.factory)
     kind = options.kind or tell_kind(app)
-    address = options.bind or Address("127.0.0.1", 8000)
-    if kind is Kind.WSGI:
-        return serve_wsgi_app(cast("WSGIApplication", app), options.app, address, options.threads)
-    return serve_asgi_app(cast("ASGI3Application", app), options.app, address, options.threads)
+    if kind is Kind.WSGI and importlib.util.find_spec("uvicorn") is None:
+        raise CommandError("a WSGI app is served on an ASGI server: pip install uvicorn")
+    workers: int = options.workers or 1
+    with listen(options.bind or Address("127.0.0.1", 8000)) as listener:
+        service = Service(options.app, listener, options.threads, announces=workers == 1)
+        serve = functools.partial(serve_wsgi_app if kind is Kind.WSGI else serve_asgi_app, cast("Any", app), service)
+        if workers == 1:
+            return serve()
+        announce(service, kind)
+        return serve_in_workers(workers, serve)
 
 
 def run_check(options: argparse.Namespace) -> int:

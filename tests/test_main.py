@@ -128,6 +128,21 @@ async def app(scope, receive, send):
 async def refuses(scope, receive, send):
     await receive()
     await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+async def leaves(scope, receive, send):
+    if scope["type"] == "lifespan":
+        raise ValueError
+    import os
+    os._exit(0)
+
+async def process(scope, receive, send):
+    if scope["type"] == "lifespan":
+        raise ValueError
+    import os
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": str(os.getpid()).encode(), "more_body": True})
+    await receive()
+    await receive()
 """,
     "shop_broken": "import nowhere_to_be_found",
     "shop_syntax": "def app(:",
@@ -219,6 +234,8 @@ def test_addresses_are_read(text: str, address: tuple[str, int]) -> None:
         ["m:app", "--megabytes", "1"],
         ["--factory"],
         ["--threads", "3"],
+        ["--workers", "3"],
+        ["m:app", "--workers", "0"],
     ],
     ids=" ".join,
 )
@@ -433,6 +450,8 @@ def serve(modules: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         (["shop_main:anything", "--wsgi"], "(WSGI, through WsgiToAsgi on uvicorn)"),
         (["shop_async:app"], "(ASGI, through AsgiToWsgi on wsgiref)"),
         (["shop_async:app", "--asgi", "--threads", "2"], "(ASGI, through AsgiToWsgi on wsgiref)"),
+        (["shop_main:application", "--workers", "2"], "(WSGI, through WsgiToAsgi on uvicorn)"),
+        (["shop_async:app", "--workers", "2"], "(ASGI, through AsgiToWsgi on wsgiref)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -472,3 +491,23 @@ def test_the_end_of_stdin_stops_where_that_is_asked_for(serve: Callable[..., Ser
     served.process.stdin = None
     status, _, err = served.wait()
     assert (status, err) == (0, "")
+
+
+@pytest.mark.parametrize(("target", "status"), [("shop_async:refuses", 1), ("shop_async:leaves", 1)])
+def test_a_worker_that_ends_by_itself_ends_all(serve: Callable[..., Served], target: str, status: int) -> None:
+    served = serve(target, "--workers", "2")
+    if target.endswith("leaves"):
+        with contextlib.suppress(httpx.TransportError):
+            httpx.get(served.address, trust_env=False, timeout=LIMIT)
+    assert served.wait()[0] == status
+
+
+def test_requests_are_served_by_more_than_one_worker(serve: Callable[..., Served]) -> None:
+    served = serve("shop_async:process", "--workers", "2", "--threads", "1")
+    with contextlib.ExitStack() as stack:
+        # Each holds the only thread of its worker until it has been read.
+        streams = [
+            stack.enter_context(httpx.stream("GET", served.address, trust_env=False, timeout=LIMIT)) for _ in range(2)
+        ]
+        assert len({next(stream.iter_text()) for stream in streams}) == 2
+    assert served.stop(signal.SIGTERM)[0] == 0
