@@ -54,8 +54,8 @@ release-check: $(VENV)/.dev
 	mkdir $(RELEASE)/tree
 	tar -xzf $(DIST)/*.tar.gz -C $(RELEASE)/tree --strip-components 1
 	rm -r $(RELEASE)/tree/bridge
-	$(RELEASE)/bin/python -c 'import bridge, sys; print(bridge.__version__); sys.exit("site-packages" not in bridge.__file__)'
-	cd $(RELEASE)/tree && ../bin/python -m pytest -p no:cacheprovider $(ARGS)
+	cd $(RELEASE)/tree && ../bin/python -c 'import bridge, sys; print(bridge.__file__); sys.exit("site-packages" not in bridge.__file__)'
+	cd $(RELEASE)/tree && ../bin/python -m pytest $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -15,14 +17,21 @@ import httpx
 import pytest
 
 from bridge import AsgiToWsgi, WsgiToAsgi
+from bridge.__main__ import main
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
+# Whose code changes the whole process.
+DJANGO = [block for block in BLOCKS if "django" in block]
+
+
 @pytest.fixture(autouse=True)
-def sites() -> Iterator[None]:
+def sites(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The modules that the examples import: a Flask site and a FastAPI one."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
     site = flask.Flask("flask_site")
     site.add_url_rule("/", view_func=lambda: "a Flask site")
     api = fastapi.FastAPI()
@@ -40,7 +49,7 @@ def run(block: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[block.splitlines()[0] for block in BLOCKS])
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block not in DJANGO])
 def test_the_block_runs(block: str) -> None:
     names = run(block)
     if isinstance(names.get("application"), AsgiToWsgi):
@@ -57,6 +66,36 @@ async def answer_of(application: Any, path: str = "/", **headers: str) -> httpx.
     transport = httpx.ASGITransport(application)
     async with httpx.AsyncClient(transport=transport, base_url="http://testserver", headers=headers) as client:
         return await client.get(path)
+
+
+DJANGO_SITE = """
+from django.http import HttpResponse
+from django.urls import path
+
+ALLOWED_HOSTS, ROOT_URLCONF, SECRET_KEY = ["*"], __name__, "of the tests"
+urlpatterns = [path("", lambda request: HttpResponse("a Django site"))]
+"""
+
+ASK = """
+import anyio, httpx
+
+async def main():
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://testserver") as client:
+        print((await client.get("/")).text)
+
+anyio.run(main)
+application.close()
+"""
+
+
+def test_the_django_example_answers(tmp_path: Path) -> None:
+    (block,) = DJANGO
+    (tmp_path / "django_site.py").write_text(DJANGO_SITE)
+    (tmp_path / "asgi.py").write_text(block + ASK)
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "asgi.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.returncode) == ("a Django site\n", 0), done.stderr
 
 
 async def test_the_wsgi_example_answers() -> None:
@@ -99,3 +138,51 @@ async def test_a_wsgi_app_below_a_prefix_of_an_asgi_app() -> None:
     application = run(block_with("mount"))["app"]
     assert (await answer_of(application, "/site/")).text == "a Flask site"
     assert (await answer_of(application)).json() == "a FastAPI site"
+
+
+def test_wsgi_middleware_around_an_asgi_app() -> None:
+    application = run(block_with("ProxyFix"))["application"]
+    with application.app, httpx.Client(transport=httpx.WSGITransport(application)) as client:
+        assert client.get("http://testserver/").json() == "a FastAPI site"
+
+
+def test_statistics_are_numbers_by_name() -> None:
+    names = run(block_with("statistics"))
+    comment = re.search(r"# (threads.*)", block_with("statistics"))
+    assert comment is not None
+    assert ", ".join(names["gauges"]) == comment[1]
+    assert set(names["gauges"].values()) == {0}
+
+
+SHOP = """
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Connection", "close")])
+    return [b"hello"]
+"""
+
+
+def test_the_report_of_a_check_reads_as_it_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shown,) = re.findall(r"^\$ python -m bridge check shop:app\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "shop.py").write_text(SHOP)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["check", "shop:app"]) == 1
+    sys.modules.pop("shop")
+    said = " ".join(capsys.readouterr().out.split())
+    for part in shown.split("..."):  # what is left out
+        assert " ".join(part.split()).strip('"') in said
+
+
+def test_what_make_is_told_to_do_can_be_done() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^    make ([a-z-]+)", README, re.MULTILINE)
+    assert len(targets) >= 5
+    assert [target for target in targets if f"\n{target}:" not in makefile] == []
+
+
+def test_what_is_linked_to_is_there() -> None:
+    links = re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", README)
+    files = [first or second for first, second in links if "://" not in first + second]
+    assert len(files) >= 4
+    assert [file for file in files if not (ROOT / file).is_file()] == []
