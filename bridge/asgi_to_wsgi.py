@@ -858,8 +858,8 @@ class _Cycle:
 
     def _end(self, error: BaseException | None) -> None:
         if error is not None:
-            if self._pool is not None and _tells_of_another_loop(error):
-                error.add_note(LOOP_NOTE)
+            if self._pool is not None:
+                _explain(error)
             self._errors.append(error)
         self._ended = True
         if self._pool is None:
@@ -1064,14 +1064,20 @@ def _tells_of_leaving(error: BaseException | None) -> bool:
     return False
 
 
+def _explain(error: BaseException) -> None:
+    """Add to an error of another event loop what to do about it."""
+    with contextlib.suppress(Exception):  # whatever the error's class makes of being asked
+        if _tells_of_another_loop(error):
+            error.add_note(LOOP_NOTE)
+
+
 def _tells_of_another_loop(error: BaseException) -> bool:
     """Whether an app's error says that it used in one event loop what it had made in another."""
     if isinstance(error, BaseExceptionGroup):
         return any(map(_tells_of_another_loop, cast("BaseExceptionGroup[BaseException]", error).exceptions))
     # asyncio's locks and queues, its futures and tasks, in their words.
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("different event loop", "different loop", "Event loop is closed")
-    )
+    words = ("different event loop", "different loop", "Event loop is closed")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _wake(futures: list[asyncio.Future[None]]) -> list[asyncio.Future[None]]:

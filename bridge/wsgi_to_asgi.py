@@ -177,10 +177,13 @@ class WsgiToAsgi:
             logger.error("the shutdown leaves alone what has not ended in %.3g s: %s", SHUTDOWN_SECONDS, self._in_app())
 
     def _stop(self, timeout: float | None) -> bool:
-        if self._workers.stop(NOTICE_SECONDS):
+        patience = NOTICE_SECONDS if timeout is None else min(NOTICE_SECONDS, timeout)
+        if self._workers.stop(patience):
             return True
+        if patience == timeout:
+            return False
         logger.warning("the shutdown waits for %s", self._in_app())
-        return self._workers.stop(None if timeout is None else timeout - NOTICE_SECONDS)
+        return self._workers.stop(None if timeout is None else timeout - patience)
 
     def _in_app(self) -> str:
         cycles = [job.__self__ for job in self._workers.jobs if isinstance(job, types.MethodType)]

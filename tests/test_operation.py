@@ -276,6 +276,16 @@ def test_other_errors_get_no_note() -> None:
     assert use_twice(lambda: RuntimeError("no database"), "request") == []
 
 
+class Silent(RuntimeError):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def test_an_error_that_cannot_be_shown_reaches_the_server_all_the_same() -> None:
+    """[A9]"""
+    assert use_twice(Silent, "request") == []
+
+
 # Logging
 
 
