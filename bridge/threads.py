@@ -57,7 +57,7 @@ GEVENT = (26, 8)
 POLL_SECONDS = 0.005
 """How often a greenlet looks whether a mutex is free: that is asked for at startup and shutdown alone."""
 
-logger = logging.getLogger("bridge")
+logger: logging.Logger = logging.getLogger("bridge")
 
 
 # -- Theory: gevent ----------------------------------------------------------------------------------------------------
