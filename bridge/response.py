@@ -1,4 +1,4 @@
-"""The order in which a response may be said: a state machine for each direction, side by side.
+"""The order in which a response may be said: a state machine for each direction, side by side, and one for WebSockets.
 
 An illegal step raises `ProtocolError` and changes nothing. Nothing is sent, locked or awaited here: each step gives
 back what is to be sent.
@@ -11,21 +11,31 @@ import http
 import os
 import re
 from collections import deque
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from bridge.errors import ProtocolError, shown
 from bridge.headers import declared_length, decode_headers, encode_headers, is_bodiless
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
     from types import TracebackType
 
     from asgiref.typing import ASGISendEvent
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
-__all__ = ["AsgiResponse", "State", "WsgiResponse"]
+__all__ = [
+    "Accept",
+    "AsgiResponse",
+    "AsgiWebsocket",
+    "Close",
+    "Data",
+    "Denial",
+    "State",
+    "WebsocketState",
+    "WsgiResponse",
+]
 
 
 class State(enum.Enum):
@@ -295,4 +305,172 @@ _EXPECTED = {
     State.BODY: "'http.response.body'",
     State.TRAILERS: "'http.response.trailers'",
     State.COMPLETE: "no message after the end of the response",
+}
+
+
+class WebsocketState(enum.Enum):
+    """How far an app has gone with a WebSocket connection."""
+
+    CONNECTING = enum.auto()
+    """It has not answered the handshake."""
+    DENYING = enum.auto()
+    """It denies the connection by a response of its own (ASGI extension "Websocket Denial Response")."""
+    OPEN = enum.auto()
+    CLOSED = enum.auto()
+    """It has closed or denied the connection."""
+
+
+class Accept(NamedTuple):
+    """The app accepts the connection."""
+
+    subprotocol: str | None
+    headers: list[tuple[str, str]]
+
+
+class Data(NamedTuple):
+    """The app sends a message; a text is in UTF-8."""
+
+    payload: bytes
+    is_text: bool
+
+
+class Close(NamedTuple):
+    """The app closes the connection."""
+
+    code: int
+    reason: str
+
+
+class Denial(NamedTuple):
+    """The app answers the handshake by an http response instead of accepting; these are messages of it."""
+
+    messages: tuple[ASGISendEvent, ...]
+
+
+REASON_LIMIT = 123
+"""Bytes of the reason in a close frame (RFC 6455, 5.5: 125, less the code)."""
+
+
+class AsgiWebsocket:
+    """What an ASGI app sends into a WebSocket connection.
+
+    Args:
+        subprotocols: Those that the client offers.
+        denial: The response to which the messages of each `Denial` are to be sent; it knows how much of it was said.
+    """
+
+    def __init__(self, subprotocols: Sequence[str], denial: AsgiResponse) -> None:
+        self._subprotocols = subprotocols
+        self._denial = denial
+        self._accepted: WebsocketState | None = None  # the state from then on
+
+    @property
+    def state(self) -> WebsocketState:
+        return self._accepted or _DENIAL_STATES[self._denial.state]
+
+    def send(self, message: Mapping[str, Any]) -> Accept | Data | Close | Denial:
+        """Take a message, and give back what it asks for.
+
+        Raises:
+            ProtocolError: It is of an unknown type, out of order, or malformed.
+        """
+        try:
+            kind = message["type"]
+        except (TypeError, KeyError):
+            raise ProtocolError(f"send() expected a message with a type, got {shown(message)}") from None
+        take = _WEBSOCKET_STEPS.get((self.state, kind)) if isinstance(kind, str) else None
+        if take is None:
+            raise ProtocolError(f"send() expected {_WEBSOCKET_EXPECTED[self.state]}, got {shown(kind)}")
+        return take(self, message)
+
+    def _accept(self, message: Mapping[str, Any]) -> Accept:
+        subprotocol = message.get("subprotocol")
+        if subprotocol is not None and subprotocol not in self._subprotocols:
+            # RFC 6455, 4.1: the client would have to fail the connection.
+            raise ProtocolError(
+                f"'websocket.accept' expected None as subprotocol, or one that the client offers, of "
+                f"{shown(list(self._subprotocols))}, got {shown(subprotocol)}"
+            )
+        headers = decode_headers(message.get("headers") or ())
+        for name, _ in headers:
+            if name.lower().startswith("sec-websocket-"):
+                raise ProtocolError(f"'websocket.accept' got the header {name!r}, which is the server's to send")
+        self._accepted = WebsocketState.OPEN
+        return Accept(subprotocol, headers)
+
+    def _data(self, message: Mapping[str, Any]) -> Data:
+        data, text = message.get("bytes"), message.get("text")
+        if (data is None) == (text is None):
+            raise ProtocolError(f"'websocket.send' expected either bytes or text, got {shown(message)}")
+        if text is None:
+            if not isinstance(data, (bytes, bytearray, memoryview)):
+                raise ProtocolError(f"'websocket.send' expected bytes as bytes, got {shown(data)}")
+            return Data(bytes(cast("bytes", data)), is_text=False)
+        if not isinstance(text, str):
+            raise ProtocolError(f"'websocket.send' expected a str as text, got {shown(text)}")
+        try:
+            return Data(text.encode(), is_text=True)
+        except UnicodeEncodeError:
+            raise ProtocolError(f"'websocket.send' expected a text that UTF-8 can say, got {shown(text)}") from None
+
+    def _close(self, message: Mapping[str, Any]) -> Close:
+        code, reason = message.get("code"), message.get("reason")
+        code = 1000 if code is None else code
+        if not (isinstance(code, int) and (code in _CLOSE_CODES or 3000 <= code <= 4999)):
+            raise ProtocolError(
+                f"'websocket.close' expected a code that may be sent (RFC 6455, 7.4), got {shown(code)}"
+            )
+        if not (reason is None or isinstance(reason, str)):
+            raise ProtocolError(f"'websocket.close' expected a str as reason, got {shown(reason)}")
+        self._accepted = WebsocketState.CLOSED
+        # "Can be any string", says ASGI: so what a frame cannot hold is cut off.
+        short = (reason or "").encode("utf-8", "replace")[:REASON_LIMIT].decode("utf-8", "ignore")
+        return Close(int(code), short)
+
+    def _refuse(self, message: Mapping[str, Any]) -> Denial:
+        return _FORBIDDEN
+
+    def _deny(self, message: Mapping[str, Any]) -> Denial:
+        return Denial(({**message, "type": message["type"].removeprefix("websocket.")},))  # type: ignore[arg-type]
+
+
+_FORBIDDEN = Denial(
+    (
+        {
+            "type": "http.response.start",
+            "status": 403,
+            "headers": [(b"Content-Type", b"text/plain"), (b"Content-Length", b"0")],
+            "trailers": False,
+        },
+        {"type": "http.response.body", "body": b"", "more_body": False},
+    )
+)
+"""For an app that closes the connection instead of accepting it (ASGI, "Close - send event")."""
+
+_CLOSE_CODES = frozenset([1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014])
+"""RFC 6455, 7.4.1, and what was registered since, less those that may not be sent."""
+
+_WebsocketStep = Callable[[AsgiWebsocket, Mapping[str, Any]], Accept | Data | Close | Denial]
+
+_WEBSOCKET_STEPS: dict[tuple[WebsocketState, Any], _WebsocketStep] = {
+    (WebsocketState.CONNECTING, "websocket.accept"): AsgiWebsocket._accept,
+    (WebsocketState.CONNECTING, "websocket.close"): AsgiWebsocket._refuse,
+    (WebsocketState.CONNECTING, "websocket.http.response.start"): AsgiWebsocket._deny,
+    (WebsocketState.DENYING, "websocket.http.response.body"): AsgiWebsocket._deny,
+    (WebsocketState.OPEN, "websocket.send"): AsgiWebsocket._data,
+    (WebsocketState.OPEN, "websocket.close"): AsgiWebsocket._close,
+}
+
+_DENIAL_STATES = {
+    State.NOTHING: WebsocketState.CONNECTING,
+    State.STARTED: WebsocketState.DENYING,
+    State.BODY: WebsocketState.DENYING,
+    State.COMPLETE: WebsocketState.CLOSED,
+}
+
+_WEBSOCKET_EXPECTED = {
+    WebsocketState.CONNECTING: "'websocket.accept', 'websocket.close' or 'websocket.http.response.start'",
+    WebsocketState.DENYING: "'websocket.http.response.body'",
+    WebsocketState.OPEN: "'websocket.send' or 'websocket.close'",
+    WebsocketState.CLOSED: "no message after the connection was closed",
 }

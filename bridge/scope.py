@@ -12,7 +12,7 @@ from bridge.nesting import ENVIRON
 if TYPE_CHECKING:
     from asgiref.typing import HTTPScope, WebSocketScope
 
-__all__ = ["build_scope", "build_websocket_scope"]
+__all__ = ["build_scope", "build_websocket_scope", "wants_websocket"]
 
 SPEC_VERSION = "2.5"
 """Of the HTTP and WebSocket specification. 2.4 promises that send() raises OSError once the client is gone: it does."""
@@ -56,6 +56,20 @@ def build_scope(environ: dict[str, Any]) -> HTTPScope:
         "server": _server(environ, scheme),
         "extensions": {ENVIRON: cast("dict[object, object]", environ)},
     }
+
+
+def wants_websocket(environ: dict[str, Any]) -> bool:
+    """Whether a request asks to go on as a WebSocket (RFC 6455, 4.2.1; RFC 9110, 7.8: HTTP/1.0 cannot)."""
+    return (
+        environ["REQUEST_METHOD"] == "GET"
+        and environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
+        and _names("websocket", environ.get("HTTP_UPGRADE"))
+        and _names("upgrade", environ.get("HTTP_CONNECTION"))
+    )
+
+
+def _names(token: str, header: Any) -> bool:
+    return isinstance(header, str) and any(part.strip().lower() == token for part in header.split(","))
 
 
 def build_websocket_scope(environ: dict[str, Any]) -> WebSocketScope:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from http import HTTPStatus
@@ -12,10 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import BridgeError, ProtocolError
-from bridge.response import AsgiResponse, State, WsgiResponse
+from bridge.response import (
+    Accept,
+    AsgiResponse,
+    AsgiWebsocket,
+    Close,
+    Data,
+    Denial,
+    State,
+    WebsocketState,
+    WsgiResponse,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
 Message = dict[str, Any]
@@ -630,3 +641,149 @@ def test_any_order_of_an_asgi_apps_messages(method: str, extensions: dict[str, A
             assert unspoiled.send(message) == expected  # it never hears of the illegal messages
     assert (response.state is State.COMPLETE) == (not model.next)
     assert snapshot(response) == snapshot(unspoiled)
+
+
+# -- AsgiWebsocket ---------------------------------------------------------------------------------------------------
+
+ACCEPT: Message = {"type": "websocket.accept"}
+CLOSE: Message = {"type": "websocket.close"}
+TEXT: Message = {"type": "websocket.send", "text": "hé"}
+DENY: Message = {"type": "websocket.http.response.start", "status": 401, "headers": [(b"X-Why", b"not you")]}
+DENIAL: Message = {"type": "websocket.http.response.body", "body": b"no", "more_body": False}
+
+
+def websocket(*messages: Message, subprotocols: Sequence[str] = ()) -> tuple[AsgiWebsocket, AsgiResponse]:
+    denial = AsgiResponse("GET", {})
+    machine = AsgiWebsocket(subprotocols, denial)
+    for message in messages:
+        say(machine, denial, message)
+    return machine, denial
+
+
+def say(machine: AsgiWebsocket, denial: AsgiResponse, message: Message) -> Accept | Data | Close | bytes:
+    """Send a message, and give what it asks for; the blocks of a denial, which has to be sent on."""
+    step = machine.send(message)
+    return b"".join(map(denial.send, step.messages)) if isinstance(step, Denial) else step
+
+
+def websocket_snapshot(machine: AsgiWebsocket, denial: AsgiResponse) -> object:
+    return machine.state, snapshot(denial)
+
+
+@pytest.mark.parametrize(
+    ("before", "message", "step"),
+    [
+        ([], ACCEPT, Accept(None, [])),
+        ([], ACCEPT | {"subprotocol": None, "headers": None}, Accept(None, [])),
+        ([], ACCEPT | {"subprotocol": "b"}, Accept("b", [])),
+        (
+            [],
+            ACCEPT | {"headers": [(b"Set-Cookie", b"a=\xe4"), (b"Upgrade", b"h2c")]},
+            Accept(None, [("Set-Cookie", "a=\xe4")]),
+        ),
+        ([ACCEPT], TEXT, Data("hé".encode(), is_text=True)),
+        ([ACCEPT], TEXT | {"bytes": None}, Data("hé".encode(), is_text=True)),
+        ([ACCEPT], {"type": "websocket.send", "text": ""}, Data(b"", is_text=True)),
+        ([ACCEPT], {"type": "websocket.send", "bytes": b"\xff", "text": None}, Data(b"\xff", is_text=False)),
+        ([ACCEPT], {"type": "websocket.send", "bytes": bytearray(b"x")}, Data(b"x", is_text=False)),
+        ([ACCEPT, TEXT], CLOSE, Close(1000, "")),
+        ([ACCEPT], CLOSE | {"code": None, "reason": None}, Close(1000, "")),
+        ([ACCEPT], CLOSE | {"code": 4999, "reason": "grün"}, Close(4999, "grün")),
+        ([ACCEPT], CLOSE | {"reason": "ä" * 99}, Close(1000, "ä" * 61)),  # 123 bytes, no half of a letter
+        ([], DENY, b""),
+        ([DENY], DENIAL | {"more_body": True}, b"no"),
+        ([DENY, DENIAL | {"more_body": True}], DENIAL, b"no"),
+        ([], CLOSE | {"code": 3000}, b""),
+    ],
+)
+def test_a_websockets_message_asks_for(before: list[Message], message: Message, step: object) -> None:
+    """[A22]"""
+    machine, denial = websocket(*before, subprotocols=["a", "b"])
+    assert say(machine, denial, message) == step
+
+
+@pytest.mark.parametrize(
+    ("messages", "state"),
+    [
+        ([], WebsocketState.CONNECTING),
+        ([ACCEPT], WebsocketState.OPEN),
+        ([ACCEPT, TEXT], WebsocketState.OPEN),
+        ([ACCEPT, CLOSE], WebsocketState.CLOSED),
+        ([CLOSE], WebsocketState.CLOSED),
+        ([DENY], WebsocketState.DENYING),
+        ([DENY, DENIAL | {"more_body": True}], WebsocketState.DENYING),
+        ([DENY, DENIAL], WebsocketState.CLOSED),
+    ],
+)
+def test_how_far_an_app_has_gone_with_a_websocket(messages: list[Message], state: WebsocketState) -> None:
+    """[A22]"""
+    assert websocket(*messages)[0].state is state
+
+
+def test_closing_a_websocket_instead_of_accepting_it_is_a_403() -> None:
+    """[A22]"""
+    _, denial = websocket(CLOSE)
+    assert (denial.status, denial.headers, denial.state) == (
+        "403 Forbidden",
+        [("Content-Type", "text/plain"), ("Content-Length", "0")],
+        State.COMPLETE,
+    )
+
+
+def test_a_denial_of_the_apps_own() -> None:
+    """[A22]"""
+    _, denial = websocket(DENY, DENIAL)
+    assert (denial.status, denial.headers, denial.state) == (
+        "401 Unauthorized",
+        [("X-Why", "not you")],
+        State.COMPLETE,
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "message", "words"),
+    [
+        ([], TEXT, "expected 'websocket.accept', 'websocket.close' or 'websocket.http.response.start', got"),
+        ([], DENIAL, "got 'websocket.http.response.body'"),
+        ([], START, "got 'http.response.start'"),
+        ([], {"type": ["websocket.accept"]}, "got"),
+        ([], {"text": "x"}, "expected a message with a type"),
+        ([], None, "expected a message with a type"),
+        ([ACCEPT], ACCEPT, "expected 'websocket.send' or 'websocket.close', got 'websocket.accept'"),
+        ([ACCEPT], DENY, "got 'websocket.http.response.start'"),
+        ([ACCEPT, CLOSE], TEXT, "expected no message after the connection was closed, got 'websocket.send'"),
+        ([ACCEPT, CLOSE], CLOSE, "got 'websocket.close'"),
+        ([CLOSE], ACCEPT, "got 'websocket.accept'"),
+        ([DENY], ACCEPT, "expected 'websocket.http.response.body', got 'websocket.accept'"),
+        ([DENY], CLOSE, "got 'websocket.close'"),
+        ([DENY], DENY, "got 'websocket.http.response.start'"),
+        ([DENY, DENIAL], DENIAL, "expected no message after"),
+        ([], ACCEPT | {"subprotocol": "c"}, "expected None as subprotocol, or one that the client offers"),
+        ([], ACCEPT | {"subprotocol": b"a"}, "got b'a'"),
+        ([], ACCEPT | {"headers": [(b"sec-websocket-protocol", b"a")]}, "which is the server's to send"),
+        ([], ACCEPT | {"headers": [(b"Sec-WebSocket-Accept", b"a")]}, "which is the server's to send"),
+        ([], ACCEPT | {"headers": [(b"a", b"b\r\nc: d")]}, "CR, LF or NUL"),
+        ([], ACCEPT | {"headers": [("a", "b")]}, "bytes as header name"),
+        ([], DENY | {"status": 101}, "from 200 to 999"),
+        ([DENY], DENIAL | {"body": "no"}, "expected bytes as body"),
+        ([ACCEPT], {"type": "websocket.send"}, "expected either bytes or text"),
+        ([ACCEPT], TEXT | {"bytes": b"x"}, "expected either bytes or text"),
+        ([ACCEPT], {"type": "websocket.send", "text": b"x"}, "expected a str as text, got b'x'"),
+        ([ACCEPT], {"type": "websocket.send", "bytes": "x"}, "expected bytes as bytes, got 'x'"),
+        ([ACCEPT], {"type": "websocket.send", "text": "\ud800"}, "a text that UTF-8 can say"),
+        *(
+            ([ACCEPT], CLOSE | {"code": code}, f"expected a code that may be sent (RFC 6455, 7.4), got {code!r}")
+            for code in (0, 999, 1004, 1005, 1006, 1015, 2999, 5000, "1000", 1000.0)
+        ),
+        ([ACCEPT], CLOSE | {"reason": b"x"}, "expected a str as reason, got b'x'"),
+    ],
+)
+def test_a_websockets_wrong_message_is_an_error_and_changes_nothing(
+    before: list[Message], message: Any, words: str
+) -> None:
+    """[A22]"""
+    machine, denial = websocket(*before, subprotocols=["a", "b"])
+    state = websocket_snapshot(machine, denial)
+    with pytest.raises(ProtocolError, match=re.escape(words)):
+        say(machine, denial, message)
+    assert websocket_snapshot(machine, denial) == state

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.environ import build_environ
-from bridge.scope import build_scope, build_websocket_scope
+from bridge.scope import build_scope, build_websocket_scope, wants_websocket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -437,6 +437,42 @@ def test_a_websocket_scope(changes: Environ, scheme: str, subprotocols: list[str
     assert http.pop("method") == "GET"
     assert websocket.pop("subprotocols") == subprotocols
     assert websocket == http | {"type": "websocket", "scheme": scheme}
+
+
+UPGRADE: Environ = {"SERVER_PROTOCOL": "HTTP/1.1", "HTTP_UPGRADE": "websocket", "HTTP_CONNECTION": "Upgrade"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, True),
+        ({"HTTP_UPGRADE": "WebSocket"}, True),
+        ({"HTTP_UPGRADE": "h2c, websocket"}, True),
+        ({"HTTP_CONNECTION": "keep-alive, Upgrade"}, True),
+        ({"HTTP_CONNECTION": "upgrade"}, True),
+        ({"HTTP_UPGRADE": "h2c"}, False),
+        ({"HTTP_UPGRADE": "websockets"}, False),
+        ({"HTTP_UPGRADE": ""}, False),
+        ({"HTTP_UPGRADE": None}, False),
+        ({"HTTP_CONNECTION": "keep-alive"}, False),
+        ({"HTTP_CONNECTION": None}, False),
+        ({"SERVER_PROTOCOL": "HTTP/1.0"}, False),
+        ({"SERVER_PROTOCOL": "HTTP/2.0"}, False),
+        ({"REQUEST_METHOD": "POST"}, False),
+        ({"REQUEST_METHOD": "CONNECT"}, False),
+    ],
+)
+def test_what_asks_for_a_websocket(changes: Environ, wanted: bool) -> None:
+    """[A22]"""
+    assert wants_websocket(REQUIRED | UPGRADE | changes) is wanted
+
+
+@pytest.mark.parametrize("key", ["SERVER_PROTOCOL", "HTTP_UPGRADE", "HTTP_CONNECTION"])
+def test_what_asks_for_no_websocket_for_lack_of_a_key(key: str) -> None:
+    """[A22]"""
+    environ = REQUIRED | UPGRADE
+    del environ[key]
+    assert not wants_websocket(environ)
 
 
 # -- There and back --------------------------------------------------------------------------------------------------
