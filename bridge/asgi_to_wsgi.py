@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import contextvars
 import errno
+import functools
 import logging
 import math
 import os
@@ -33,8 +34,20 @@ from bridge.files import PathFile
 from bridge.kinds import Kind, check_app
 from bridge.lifespan import Lifespan, Stage
 from bridge.loops import LoopPool, Turn, TurnedLoop, notice_fork
-from bridge.response import COMPLETE, NOTHING, STARTED, AsgiResponse
-from bridge.scope import build_scope
+from bridge.response import (
+    COMPLETE,
+    NOTHING,
+    STARTED,
+    Accept,
+    AsgiResponse,
+    AsgiWebsocket,
+    Close,
+    Data,
+    Denial,
+    WebsocketState,
+)
+from bridge.scope import build_scope, build_websocket_scope, wants_websocket
+from bridge.websocket import Connection, Handshake, Refusal, find_socket
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
@@ -159,10 +172,25 @@ class AsgiToWsgi:
             BaseException: Whatever else the app raised before its response began, as itself.
         """
         try:
-            cycle = _Cycle(self, self._life, environ, start_response)
+            if "HTTP_UPGRADE" in environ and wants_websocket(environ):
+                cycle = self._make_websocket_cycle(environ, start_response)
+            else:
+                cycle = _Cycle(self, self._life, environ, start_response)
         except BadRequest as error:
-            return _refuse(error, start_response)
+            return _refuse("400 Bad Request", [], f"Bad Request: {error}", start_response)
+        except Refusal as error:
+            return _refuse(error.status, error.headers, f"No WebSocket: {error}", start_response)
         return cycle.begin()
+
+    def _make_websocket_cycle(self, environ: WSGIEnvironment, start_response: StartResponse) -> _Cycle:
+        """The cycle of a request that asks for a WebSocket; for the app it is plain http where it cannot have one."""
+        lent = find_socket(environ)
+        if lent is not None:
+            try:
+                return _WebsocketCycle(self, self._life, environ, start_response, Handshake(environ), lent)
+            except ImportError:
+                _ask_for_websockets()
+        return _Cycle(self, self._life, environ, start_response)
 
     def startup(self) -> None:
         """Start the app now, and not at the first request.
@@ -397,6 +425,8 @@ class _Life:
 
     def _end(self, home: _Home | None, shared: TurnedLoop | None, pool: LoopPool, timeout: float) -> bool:
         try:
+            for cycle in list(self.cycles):
+                cycle.go_away()
             self._wait_for_cycles(timeout)
             if home is not None:
                 home.stop(timeout)
@@ -649,7 +679,8 @@ class _Cycle:
         # What the server says is translated before anything is begun that would have to be ended.
         self._reader = BodyReader(environ) if environ.get("CONTENT_LENGTH") else None
         self._scope = self._build_scope()
-        self._response = AsgiResponse(self._scope["method"], self._scope["extensions"])
+        # A WebSocket's has no method: it is that of a GET.
+        self._response = AsgiResponse(self._scope.get("method", "GET"), self._scope["extensions"])
         self._loop = life.enter(self)
         self._pool = None if self._loop is life.shared else life.pool  # of a loop of our own
 
@@ -834,6 +865,9 @@ class _Cycle:
         """Whether the response has begun, and goes on."""
         return self._begun and not self._whole and not self.closed
 
+    def go_away(self) -> None:
+        """The app is about to be shut down: end what would never end by itself. A request does."""
+
     def runs_in(self, native: asyncio.AbstractEventLoop) -> bool:
         return self._task is not None and self._task.get_loop() is native
 
@@ -1001,6 +1035,162 @@ class _Cycle:
             self._timer = None
 
 
+# -- Theory: WebSockets -----------------------------------------------------------------------------------------------
+#
+# Until the app has answered the handshake, its WebSocket is an http request: what it answers instead of accepting is a
+# response as any other, sent by the server; an error before that is the server's 500.
+#
+# When it accepts, the loop takes the server's socket over, and the thread has nothing to do but to run the loop. It
+# comes out when the connection is over and the socket the server's again. To each server that lends its socket the
+# same can be said then: the client has gone. All of them take ECONNRESET for nobody's mistake, forget the connection
+# and log nothing.
+#
+# The connection ends before the app, or after it. An app whose client has left hears of it as in http, and has
+# GRACE_SECONDS then, anew with each message that was left for it. An app that ends closes its connection, and that is
+# waited for.
+
+
+_DISCONNECTS = frozenset(["WebSocketDisconnect", "WebSocketDisconnected"])
+"""What Starlette, Litestar and Falcon raise out of their receive() when the client has left; FastAPI's first example
+lets it go on. The classes have nothing in common but their names."""
+
+
+class _WebsocketCycle(_Cycle):
+    """One WebSocket through an ASGI app."""
+
+    __slots__ = (
+        "_app_ended",
+        "_connection",
+        "_get_unread",
+        "_goes",
+        "_greeted",
+        "_handshake",
+        "_socket",
+        "_websocket",
+    )
+
+    def __init__(
+        self,
+        owner: AsgiToWsgi,
+        life: _Life,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        handshake: Handshake,
+        lent: tuple[socket.socket, Callable[[], bytes]],
+    ) -> None:
+        self._app_ended = False
+        self._handshake = handshake
+        self._socket, self._get_unread = lent
+        self._connection: Connection | None = None  # once the app has accepted
+        self._greeted = False  # the app has received websocket.connect
+        self._goes = False  # the app is about to be shut down
+        super().__init__(owner, life, environ, start_response)
+        self._websocket = AsgiWebsocket(self._scope["subprotocols"], self._response)
+
+    # -- The server's thread ------------------------------------------------------------------------------------------
+
+    def _build_scope(self) -> dict[str, Any]:
+        scope: dict[str, Any] = build_websocket_scope(self._environ)  # type: ignore[assignment]
+        scope["extensions"]["websocket.http.response"] = {}
+        return scope
+
+    def next_block(self) -> bytes:
+        if self._connection is None:
+            return super().next_block()
+        raise ClientDisconnected(errno.ECONNRESET, "the request has gone on as a WebSocket, which has ended")
+
+    def go_away(self) -> None:
+        self._goes = True
+        loop: TurnedLoop | None = getattr(self, "_loop", None)
+        if loop is not None:
+            loop.post(self._close_for_restart)
+
+    # -- In the loop --------------------------------------------------------------------------------------------------
+
+    def _end(self, error: BaseException | None) -> None:
+        connection = self._connection
+        if connection is None:
+            super()._end(error)
+            return
+        told = self._gone and (_tells_of_leaving(error) or type(error).__name__ in _DISCONNECTS)
+        if error is not None and not told:
+            words = "its client had left" if self._gone else "it had accepted a WebSocket"
+            logger.error("the app failed after %s", words, exc_info=error)
+        self._stop_timer()
+        self._app_ended = True
+        if connection.is_over:
+            super()._end(None)
+        else:
+            connection.close(Close(1000, "") if error is None else Close(1011, ""))
+
+    def _end_connection(self) -> None:
+        """The socket is the server's again."""
+        self._opened = self._whole = True
+        if self._app_ended:
+            super()._end(None)
+        else:
+            self._loop.tell(self._turn)
+
+    async def _receive(self) -> Any:
+        if not self._greeted:
+            self._greeted = True
+            return {"type": "websocket.connect"}
+        while self._connection is None:
+            if self._gone or self._ended or self._response.state is COMPLETE:
+                return {"type": "websocket.disconnect", "code": 1006, "reason": ""}
+            self._watch_client()
+            receiver = self._loop.native.create_future()
+            self._receivers.append(receiver)
+            await receiver
+        message = await self._connection.receive()
+        if self._gone and message["type"] == "websocket.receive":
+            self._set_timer(GRACE_SECONDS, self._cancel)
+        return message
+
+    async def _send(self, message: Any) -> None:
+        if self._gone:
+            raise _client_left()
+        step = self._websocket.send(message)
+        if isinstance(step, Accept):
+            self._accept(step)
+        elif isinstance(step, Denial):
+            for part in step.messages:
+                await super()._send(part)
+        else:
+            assert self._connection is not None
+            if isinstance(step, Data):
+                await self._connection.send(step)
+            else:
+                self._connection.close(step)
+
+    def _accept(self, step: Accept) -> None:
+        self._stop_timer()
+        # For the server's log. It is not sent. `wsgiref.validate` wants a type with what it thinks to have a body.
+        self._response.status, self._response.headers = "101 Switching Protocols", [("Content-Type", "text/plain")]
+        connection = self._connection = Connection(
+            self._loop.native, self._socket, self._handshake, super()._hang_up, self._end_connection
+        )
+        connection.open(step, self._get_unread)
+        self._wake_receivers()
+        if self._goes:
+            self._close_for_restart()
+
+    def _close_for_restart(self) -> None:
+        if self._connection is not None:
+            self._connection.go_away(Close(1012, ""))
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.abort()
+        if self._websocket.state is not WebsocketState.CLOSED:
+            super()._hang_up()
+
+    def _give_up(self) -> None:
+        if self._connection is not None:
+            self._connection.abort()
+        super()._give_up()
+
+
 class _Result:
     """What the server gets: the blocks of a cycle's response."""
 
@@ -1038,11 +1228,18 @@ def _yield_once() -> Generator[None, None, None]:
     yield
 
 
-def _refuse(error: BadRequest, start_response: StartResponse) -> Iterable[bytes]:
-    text = f"Bad Request: {error}\n".encode("utf-8", "replace")
-    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))]
-    start_response("400 Bad Request", headers)
+def _refuse(status: str, headers: list[tuple[str, str]], words: str, start_response: StartResponse) -> Iterable[bytes]:
+    text = f"{words}\n".encode("utf-8", "replace")
+    described = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))]
+    start_response(status, described + headers)
     return [text]
+
+
+@functools.cache  # once is enough
+def _ask_for_websockets() -> None:
+    logger.warning(
+        "a client asks for a WebSocket, and gets plain http: for WebSockets, install wsgi-asgi-bridge[websocket]"
+    )
 
 
 def _client_left() -> ClientDisconnected:

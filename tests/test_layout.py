@@ -27,7 +27,7 @@ FLOORS: dict[str, float] = {
     "workers": 2,
     "loops": 2,
     "lifespan": 2,
-    "websocket": 3,
+    "websocket": 2,
     "wsgi_to_asgi": 3,
     "asgi_to_wsgi": 3,
     # The door, and above it those who come in by it like any other user.
