@@ -521,6 +521,24 @@ def test_client_closes_with_code_and_reason(serve: Serve, data: bytes, code: int
     ]
 
 
+@only_plain
+@pytest.mark.parametrize(
+    ("mistake", "code"), [(frame(3), 1002), (frame(TEXT, b"\xff"), 1007), (frame(TEXT, length=1 << 40), 1009)]
+)
+def test_app_hears_what_came_before_a_mistake_and_what_the_client_was_told(
+    serve: Serve, mistake: bytes, code: int
+) -> None:
+    """[A22]"""
+    app = Heard()
+    ws = serve(app).ws
+    assert ws.read_answer() == 101
+    ws.sock.sendall(frame(TEXT, b"before") + mistake + frame(TEXT, b"after"))
+    assert ws.read_close() == code
+    first, last = app.wait(2)
+    assert first == {"type": "websocket.receive", "text": "before"}
+    assert (last["type"], last["code"]) == ("websocket.disconnect", code)
+
+
 def test_client_that_leaves_without_a_word_is_1006(serve: Serve) -> None:
     """[A22]"""
     app = Heard()
