@@ -130,8 +130,8 @@ class AsgiToWsgi:
         app: The ASGI app: ``app(scope, receive, send)``.
         loop: ``"shared"``: one event loop per process; what was made in one request works in the next.
             ``"request"``: one for each request; apps that block inside ``async def`` hold up no others. ``"auto"``:
-            shared for an app that takes part in lifespan, else one for each request; under gevent it is shared, and
-            where gevent has patched the standard library it always is.
+            shared for an app that takes part in lifespan, else one for each request, and one for all WebSockets; under
+            gevent it is shared, and where gevent has patched the standard library it always is.
         loop_factory: Makes event loops, as ``uvloop.new_event_loop`` does.
         lifespan: ``"auto"``: an app that knows no lifespan is served all the same. ``"on"``: it must. ``"off"``: it
             is not asked.
@@ -258,6 +258,7 @@ class _Life:
         started: Whether requests can be served.
         cycles: The requests in flight.
         shared: The process's loop for this app; None if each request has its own.
+        common: The loop of its WebSockets, where ``loop="auto"`` has come to loops for requests; made for the first.
         pool: The loops for one request each.
         state: What the app left at startup.
     """
@@ -281,9 +282,11 @@ class _Life:
         self.started = False
         self.cycles: set[_Cycle] = set()
         self.shared: TurnedLoop | None = None
+        self.common: TurnedLoop | None = None
         self.pool = LoopPool(self.loop_factory)
         self.state: dict[str, Any] = {}
         self._home: _Home | None = None
+        self._common_mutex = threads.Lock()  # guards the making of `common`
         self._mutex = threads.Mutex()
         self._changer = 0  # the thread or greenlet that holds it
         self._changing_since = 0.0
@@ -292,6 +295,9 @@ class _Life:
 
     def enter(self, cycle: _Cycle) -> TurnedLoop:
         """Let a request in; the app is started for the first one.
+
+        WebSockets meet: what one of them says, the app tells the others. So they have a loop in common, unless the user
+        asks for one each.
 
         Returns:
             The loop that it is to use.
@@ -304,7 +310,7 @@ class _Life:
             self.cycles.add(cycle)
             try:
                 if self.started:
-                    return self.shared or self.pool.take()
+                    return self.shared or (cycle.meets and self._get_common()) or self.pool.take()
             except BaseException:
                 self.cycles.discard(cycle)
                 raise
@@ -327,6 +333,14 @@ class _Life:
                 self.shared = self._home.loop if self._home else TurnedLoop(self.loop_factory, needs_keeper=True)
             self.started = True
             _started.add(self)
+
+    def _get_common(self) -> TurnedLoop | None:
+        """The loop in common, if there shall be one. Not under `_mutex`: who holds it may wait for this request."""
+        if self.common is None and self._loop_wish == "auto":
+            with self._common_mutex:
+                if self.started and self.common is None:
+                    self.common = TurnedLoop(self.loop_factory, needs_keeper=True)
+        return self.common
 
     def _shares_loop(self) -> bool:
         if threads.is_patched():
@@ -405,7 +419,9 @@ class _Life:
     def _stop(self, timeout: float) -> None:
         """End this life, or leave what cannot be ended to a thread of its own: code of the app may block its loop."""
         self.started = False
-        home, shared, pool = self._home, self.shared, self.pool
+        home, pool = self._home, self.pool
+        with self._common_mutex:  # from here on nobody makes one
+            shared = self.shared or self.common
         try:
             end = partial(self._end, home, shared, pool, timeout)
             try:
@@ -419,7 +435,7 @@ class _Life:
                 logger.error("the app has not ended within %.3g s: its event loop is left %s", 3 * timeout, places)
         finally:
             self.pool = LoopPool(self.loop_factory)
-            self.shared = self._home = None
+            self.shared = self.common = self._home = None
             self.state = {}
             _started.discard(self)
 
@@ -612,6 +628,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 class _Cycle:
     """One HTTP request through an ASGI app."""
 
+    meets = False  # others of its kind, on one loop
+
     __slots__ = (
         "_asked",
         "_begun",
@@ -682,7 +700,8 @@ class _Cycle:
         # A WebSocket's has no method: it is that of a GET.
         self._response = AsgiResponse(self._scope.get("method", "GET"), self._scope["extensions"])
         self._loop = life.enter(self)
-        self._pool = None if self._loop is life.shared else life.pool  # of a loop of our own
+        # Of a loop of our own.
+        self._pool = None if self._loop is life.shared or self._loop is life.common else life.pool
 
     # -- The server's thread ------------------------------------------------------------------------------------------
 
@@ -1057,6 +1076,8 @@ lets it go on. The classes have nothing in common but their names."""
 
 class _WebsocketCycle(_Cycle):
     """One WebSocket through an ASGI app."""
+
+    meets = True
 
     __slots__ = (
         "_app_ended",

@@ -75,7 +75,7 @@ def find_socket(environ: Mapping[str, Any]) -> tuple[socket.socket, Callable[[],
         return sock, lambda: _unread_by_gunicorn(stream)
     sock = environ.get("werkzeug.socket")
     if sock is None:
-        # gevent's pywsgi: its stream reads from a file made of the socket.
+        # gevent's pywsgi and cheroot: their stream reads from a file made of the socket.
         stream = getattr(stream, "rfile", None)
         sock = getattr(getattr(stream, "raw", None), "_sock", None)
         if sock is None:
@@ -93,11 +93,9 @@ def _unread_by_gunicorn(stream: Any) -> bytes:
 
 
 def _unread_by_file(stream: Any) -> bytes:
-    if not isinstance(stream, io.BufferedReader):
-        return b""
     try:
         return stream.read1(PIECE) or b""  # what is buffered; if nothing is, one read of the socket
-    except OSError:  # as TLS says that there is nothing to read
+    except (AttributeError, OSError):  # a stream of middleware's; and so says TLS that there is nothing to read
         return b""
 
 

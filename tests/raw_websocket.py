@@ -129,14 +129,14 @@ class RawWebSocket:
         Raises:
             EOFError: The server has ended its side.
         """
-        head = self._take(2)
+        head = self.take(2)
         size = head[1] & 0x7F
         assert not head[1] & 0x80, "a server's frame is masked"
         if size == 126:
-            size = int.from_bytes(self._take(2), "big")
+            size = int.from_bytes(self.take(2), "big")
         elif size == 127:
-            size = int.from_bytes(self._take(8), "big")
-        data = self._take(size)
+            size = int.from_bytes(self.take(8), "big")
+        data = self.take(size)
         rsv = head[0] >> 4 & 7
         if rsv == RSV1:
             data, rsv = self._inflate.decompress(data + FLATE_END), 0
@@ -160,7 +160,8 @@ class RawWebSocket:
             return
         assert rest == b""
 
-    def _take(self, size: int) -> bytes:
+    def take(self, size: int) -> bytes:
+        """The next bytes, whatever they are."""
         while len(self._received) < size:
             self._receive()
         data = bytes(self._received[:size])

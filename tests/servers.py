@@ -70,9 +70,17 @@ SERVERS = {
     "gunicorn-gthread-2-workers": Server(
         f"gunicorn --workers 2 --threads 4 --bind 127.0.0.1:{{port}} {APP}", "gunicorn"
     ),
+    # For many long connections at once: each has a thread.
+    "gunicorn-gthread-250": Server(
+        f"gunicorn --threads 250 --graceful-timeout 1 --access-logfile - --bind 127.0.0.1:{{port}} {APP}", "gunicorn"
+    ),
+    "gunicorn-gthread-tls": Server(
+        f"gunicorn --threads 24 --certfile tls.crt --keyfile tls.key --bind 127.0.0.1:{{port}} {APP}", "gunicorn"
+    ),
     "waitress": Server(f"waitress --listen 127.0.0.1:{{port}} --threads 24 {APP}", "waitress"),
     "cheroot": Server(f"cheroot --bind 127.0.0.1:{{port}} --threads 24 {APP}", "cheroot"),
     "werkzeug": Server("tests.servers werkzeug {port}", "werkzeug"),
+    "werkzeug-tls": Server("tests.servers werkzeug-tls {port}", "werkzeug"),
     "wsgiref": Server("tests.servers wsgiref {port}", "wsgiref"),
     "gunicorn-gevent": Server(f"gunicorn --worker-class gevent --bind 127.0.0.1:{{port}} {APP}", "gunicorn gevent"),
     "gevent-pywsgi": Server("gevent.monkey --module tests.servers pywsgi {port}", "gevent"),
@@ -232,10 +240,11 @@ def main(name: str, port: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from application import application  # type: ignore[import-not-found]
 
-    if name == "werkzeug":
+    if name.startswith("werkzeug"):
         from werkzeug.serving import run_simple
 
-        run_simple("127.0.0.1", port, application, threaded=True)
+        certificate = ("tls.crt", "tls.key") if name.endswith("tls") else None
+        run_simple("127.0.0.1", port, application, threaded=True, ssl_context=certificate)
     elif name == "pywsgi":
         from gevent.pywsgi import WSGIServer
 

@@ -975,10 +975,11 @@ def test_close_of_the_wrapper_ends_connections_with_1012(
     assert app.messages == [{"type": "websocket.disconnect", "code": 1012, "reason": ""}] * 3
 
 
+@pytest.mark.parametrize("kind", ["shared", "auto"])
 def test_many_connections_at_once_share_what_the_app_has(
-    factory: Callable[[], asyncio.AbstractEventLoop],
+    factory: Callable[[], asyncio.AbstractEventLoop], kind: str
 ) -> None:
-    """[A16] [A22]: a chat in memory, on one loop."""
+    """[A14] [A16] [A22]: a chat in memory, on one loop, also for an app that knows no lifespan."""
     members: set[Send] = set()
 
     async def chat(scope: Scope, receive: Receive, send: Send) -> None:
@@ -993,7 +994,7 @@ def test_many_connections_at_once_share_what_the_app_has(
             members.discard(send)
 
     with (
-        AsgiToWsgi(chat, loop="shared", loop_factory=factory, lifespan="off") as application,  # type: ignore[arg-type]
+        AsgiToWsgi(chat, loop=kind, loop_factory=factory, lifespan="off") as application,  # type: ignore[arg-type]
         contextlib.ExitStack() as stack,
     ):
         exchanges = [Exchange(application) for _ in range(20)]
