@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import select
+import signal
 import socket
 import ssl
 import sys
@@ -1060,9 +1061,9 @@ class _Cycle:
 # response as any other, sent by the server; an error before that is the server's 500.
 #
 # When it accepts, the loop takes the server's socket over, and the thread has nothing to do but to run the loop. It
-# comes out when the connection is over and the socket the server's again. To each server that lends its socket the
-# same can be said then: the client has gone. All of them take ECONNRESET for nobody's mistake, forget the connection
-# and log nothing.
+# comes out when the connection is over, and the server gets what all servers understand: a whole and empty response,
+# "101 Switching Protocols". They log it, try to send it, and find the socket shut down, which they take for a client
+# that has left. To raise something would do as well for them, but not for a debugger or a monitor between.
 #
 # The connection ends before the app, or after it. An app whose client has left hears of it as in http, and has
 # GRACE_SECONDS then, anew with each message that was left for it. An app that ends closes its connection, and that is
@@ -1081,6 +1082,7 @@ class _WebsocketCycle(_Cycle):
 
     __slots__ = (
         "_app_ended",
+        "_bell",
         "_connection",
         "_get_unread",
         "_goes",
@@ -1100,6 +1102,7 @@ class _WebsocketCycle(_Cycle):
         lent: tuple[socket.socket, Callable[[], bytes]],
     ) -> None:
         self._app_ended = False
+        self._bell: asyncio.TimerHandle | None = None  # rings for a look whether the server is about to end
         self._handshake = handshake
         self._socket, self._get_unread = lent
         self._connection: Connection | None = None  # once the app has accepted
@@ -1114,11 +1117,6 @@ class _WebsocketCycle(_Cycle):
         scope: dict[str, Any] = build_websocket_scope(self._environ)  # type: ignore[assignment]
         scope["extensions"]["websocket.http.response"] = {}
         return scope
-
-    def next_block(self) -> bytes:
-        if self._connection is None:
-            return super().next_block()
-        raise ClientDisconnected(errno.ECONNRESET, "the request has gone on as a WebSocket, which has ended")
 
     def go_away(self) -> None:
         self._goes = True
@@ -1146,6 +1144,8 @@ class _WebsocketCycle(_Cycle):
 
     def _end_connection(self) -> None:
         """The socket is the server's again."""
+        if self._bell is not None:
+            self._bell.cancel()
         self._opened = self._whole = True
         if self._app_ended:
             super()._end(None)
@@ -1186,15 +1186,24 @@ class _WebsocketCycle(_Cycle):
 
     def _accept(self, step: Accept) -> None:
         self._stop_timer()
-        # For the server's log. It is not sent. `wsgiref.validate` wants a type with what it thinks to have a body.
+        # `wsgiref.validate` wants a type with what it thinks to have a body.
         self._response.status, self._response.headers = "101 Switching Protocols", [("Content-Type", "text/plain")]
         connection = self._connection = Connection(
             self._loop.native, self._socket, self._handshake, super()._hang_up, self._end_connection
         )
         connection.open(step, self._get_unread)
         self._wake_receivers()
-        if self._goes:
+        self._look_at_server(_find_farewell(self._environ))
+
+    def _look_at_server(self, is_ending: Callable[[], bool] | None) -> None:
+        """Look from time to time whether the server is about to end, where it lets it be seen."""
+        assert self._connection is not None
+        if self._goes or (is_ending is not None and is_ending()):
             self._close_for_restart()
+        elif is_ending is not None and not self._connection.is_over:
+            loop = self._loop.native
+            when = math.ceil(loop.time()) + 1.0  # all connections at once: so the loop wakes up once
+            self._bell = loop.call_at(when, self._look_at_server, is_ending)
 
     def _close_for_restart(self) -> None:
         if self._connection is not None:
@@ -1314,6 +1323,18 @@ def _find_probe(environ: WSGIEnvironment) -> Callable[[], bool] | None:
         if sock is not None:
             return partial(_has_left, sock)
     return probe
+
+
+def _find_farewell(environ: WSGIEnvironment) -> Callable[[], bool] | None:
+    """What tells whether the server is about to end, None where nothing does.
+
+    gunicorn's workers wait for all requests to end before they go, and are killed if that takes long. Nothing but the
+    handler of its signal leads to the worker.
+    """
+    worker: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if "gunicorn.socket" in environ and isinstance(getattr(worker, "alive", None), bool):
+        return lambda: not worker.alive
+    return None
 
 
 def _has_left(sock: socket.socket) -> bool:

@@ -231,8 +231,8 @@ class Connection:
         self._messages: deque[dict[str, Any]] = deque()
         self._size = 0  # of the messages, in bytes or characters
         self._goodbye: dict[str, Any] | None = None
-        self._fragments: list[Any] = []  # of a message that is not whole yet
-        self._decoder: codecs.IncrementalDecoder | None = None  # of a text that is not whole yet
+        self._partial = bytearray()  # of a message that is not whole yet
+        self._decoder: codecs.IncrementalDecoder | None = None  # checks it if it is a text
         self._ended = False  # the client sends no more
         self._heard = True  # something came, or went out, since the last ping
         # To the client
@@ -240,6 +240,7 @@ class Connection:
         self._shuts = False  # our side ends with what is outgoing
         self._burst = 0
         # What the loop watches
+        self._reads = False
         self._read_needs = self._write_needs = False  # the other direction than their own
         self._watched = (False, False)  # reading, writing
         self._receivers: list[asyncio.Future[None]] = []
@@ -268,12 +269,11 @@ class Connection:
             receiver = self._loop.create_future()
             self._receivers.append(receiver)
             await receiver
+        held = self._holds_client()
         message = self._messages.popleft()
         self._size -= _size(message)
-        if not (self._watched[0] or self.is_over) and self._wants_to_read():
+        if held and not self.is_over:
             self._watch()
-            if self._pending():
-                self._loop.call_soon(self._read)
         return message
 
     async def send(self, data: Data) -> None:
@@ -338,17 +338,23 @@ class Connection:
             self._decoder = codecs.getincrementaldecoder("utf-8")()
         elif frame.opcode not in (BINARY, CONTINUATION):
             return  # the protocol has answered it
-        piece = bytes(frame.data)
-        try:
-            self._fragments.append(piece if self._decoder is None else self._decoder.decode(piece, final=frame.fin))
-        except UnicodeDecodeError as error:
-            self._fail(1007, f"{error.reason} at position {error.start}")
-            return
-        if not frame.fin:
-            return
-        key, nothing = ("bytes", b"") if self._decoder is None else ("text", "")
-        message = {"type": "websocket.receive", key: nothing.join(self._fragments)}
-        self._fragments.clear()
+        if self._decoder is not None:
+            try:
+                self._decoder.decode(frame.data, final=frame.fin)  # a mistake ends the connection in its own frame
+            except UnicodeDecodeError as error:
+                self._fail(1007, f"{error.reason} at position {error.start}")
+                return
+        self._partial += frame.data  # one buffer: a list of pieces of two bytes would take thirty times their size
+        if frame.fin:
+            self._take_message()
+
+    def _take_message(self) -> None:
+        message: dict[str, Any] = {"type": "websocket.receive"}
+        if self._decoder is None:
+            message["bytes"] = bytes(self._partial)
+        else:
+            message["text"] = self._partial.decode()
+        self._partial = bytearray()
         self._decoder = None
         self._messages.append(message)
         self._size += _size(message)
@@ -375,7 +381,7 @@ class Connection:
 
     def _say_goodbye(self, code: int, reason: str) -> None:
         self._goodbye = {"type": "websocket.disconnect", "code": int(code), "reason": reason}
-        self._fragments.clear()
+        self._partial = bytearray()
         self._receivers = _wake(self._receivers)
         self._senders = _wake(self._senders)
 
@@ -479,6 +485,9 @@ class Connection:
     def _watch(self) -> None:
         """Have the loop watch the socket for what is waited for."""
         reads, writes = self._wants_to_read(), bool(self._outgoing)
+        if reads and not self._reads and self._pending():
+            self._loop.call_soon(self._read)  # what came before it was held
+        self._reads = reads
         watched = (
             (reads and not self._read_needs) or (writes and self._write_needs),
             (writes and not self._write_needs) or (reads and self._read_needs),

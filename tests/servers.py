@@ -72,7 +72,7 @@ SERVERS = {
     ),
     # For many long connections at once: each has a thread.
     "gunicorn-gthread-250": Server(
-        f"gunicorn --threads 250 --graceful-timeout 1 --access-logfile - --bind 127.0.0.1:{{port}} {APP}", "gunicorn"
+        f"gunicorn --threads 250 --access-logfile - --bind 127.0.0.1:{{port}} {APP}", "gunicorn"
     ),
     "gunicorn-gthread-tls": Server(
         f"gunicorn --threads 24 --certfile tls.crt --keyfile tls.key --bind 127.0.0.1:{{port}} {APP}", "gunicorn"

@@ -324,9 +324,10 @@ def test_gunicorn_writes_a_101_into_its_access_log(site: Site) -> None:
     pytest.fail(site.running.log())
 
 
-def test_shutdown_ends_connections_with_1012(tmp_path: Path) -> None:
-    """[A20]: within gunicorn's time of grace, which is one second here."""
-    site = Site("gunicorn-gthread-250", "fastapi_sockets", tmp_path)
+@pytest.mark.parametrize("server", ["gunicorn-gthread", "gunicorn-sync"])
+def test_gunicorns_end_closes_connections_with_1012(tmp_path: Path, server: str) -> None:
+    """[A20]: at once, and not after its time of grace, which is 30 seconds, and at the end of which it kills."""
+    site = Site(server, "fastapi_sockets", tmp_path)
     try:
         with site.connect("/echo") as client:
             client.send("x")
