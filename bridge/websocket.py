@@ -15,6 +15,7 @@ import os
 import socket
 import ssl
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from bridge.errors import ClientDisconnected
@@ -72,15 +73,16 @@ def find_socket(environ: Mapping[str, Any]) -> tuple[socket.socket, Callable[[],
     stream = environ.get("wsgi.input")
     sock = environ.get("gunicorn.socket")
     if sock is not None:
-        return sock, lambda: _unread_by_gunicorn(stream)
+        return sock, partial(_unread_by_gunicorn, stream)
     sock = environ.get("werkzeug.socket")
-    if sock is None:
-        # gevent's pywsgi and cheroot: their stream reads from a file made of the socket.
-        stream = getattr(stream, "rfile", None)
-        sock = getattr(getattr(stream, "raw", None), "_sock", None)
-        if sock is None:
-            return None
-    return sock, lambda: _unread_by_file(stream)
+    if sock is not None:
+        return sock, partial(_unread_by_file, stream)
+    # A file made of the socket: gevent's pywsgi gives it itself, if there is an Upgrade, cheroot a stream around it.
+    for file in (stream, getattr(stream, "rfile", None)):
+        sock = getattr(getattr(file, "raw", None), "_sock", None)
+        if sock is not None:
+            return sock, partial(_unread_by_file, file)
+    return None
 
 
 def _unread_by_gunicorn(stream: Any) -> bytes:

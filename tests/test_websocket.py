@@ -138,7 +138,8 @@ class Exchange:
         assert exchange.blocks == []
         with pytest.raises(BrokenPipeError):  # what all servers take for a client that has left
             self.server.sendall(answer)
-        assert self.rfile.read() == b"", "the server waits for what the client sends"
+        with contextlib.suppress(ConnectionResetError):
+            assert self.rfile.read() == b"", "the server would have to wait for what the client sends"
 
     def _called(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
         return self._application(environ, start_response)

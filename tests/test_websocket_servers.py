@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-PLAIN = ["gunicorn-gthread-250", "werkzeug", "cheroot"]
+GEVENT = [name for name in SERVERS if "gevent" in name]
+PLAIN = ["gunicorn-gthread-250", "werkzeug", "cheroot", *GEVENT]
 WITH_TLS = [*PLAIN, "gunicorn-gthread-tls", "werkzeug-tls"]
 
 with_tls = pytest.mark.parametrize("lasting_site", WITH_TLS, indirect=True)
@@ -293,7 +294,9 @@ def test_apps_error_is_logged(lasting_site: Site, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lasting_site", "count"), [("gunicorn-gthread-250", 200), ("gunicorn-gthread-tls", 20)], indirect=["lasting_site"]
+    ("lasting_site", "count"),
+    [("gunicorn-gthread-250", 200), ("gunicorn-gthread-tls", 20), *((name, 200) for name in GEVENT[:1])],
+    indirect=["lasting_site"],
 )
 def test_many_connections_at_once(site: Site, count: int) -> None:
     """As many as the server has threads, less a few."""
@@ -324,9 +327,12 @@ def test_gunicorn_writes_a_101_into_its_access_log(site: Site) -> None:
     pytest.fail(site.running.log())
 
 
-@pytest.mark.parametrize("server", ["gunicorn-gthread", "gunicorn-sync"])
+@pytest.mark.parametrize(
+    "server", ["gunicorn-gthread", "gunicorn-sync", *(name for name in GEVENT if "gunicorn" in name)]
+)
 def test_gunicorns_end_closes_connections_with_1012(tmp_path: Path, server: str) -> None:
     """[A20]: at once, and not after its time of grace, which is 30 seconds, and at the end of which it kills."""
+    require(server)
     site = Site(server, "fastapi_sockets", tmp_path)
     try:
         with site.connect("/echo") as client:
