@@ -177,10 +177,10 @@ class AsgiToWsgi:
                 cycle = self._make_websocket_cycle(environ, start_response)
             else:
                 cycle = _Cycle(self, self._life, environ, start_response)
-        except BadRequest as error:
-            return _refuse("400 Bad Request", [], f"Bad Request: {error}", start_response)
         except Refusal as error:
             return _refuse(error.status, error.headers, f"No WebSocket: {error}", start_response)
+        except BadRequest as error:
+            return _refuse("400 Bad Request", [], f"Bad Request: {error}", start_response)
         return cycle.begin()
 
     def _make_websocket_cycle(self, environ: WSGIEnvironment, start_response: StartResponse) -> _Cycle:

@@ -18,7 +18,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from bridge.errors import ClientDisconnected
+from bridge.errors import BadRequest, ClientDisconnected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -77,7 +77,8 @@ def find_socket(environ: Mapping[str, Any]) -> tuple[socket.socket, Callable[[],
     sock = environ.get("werkzeug.socket")
     if sock is not None:
         return sock, partial(_unread_by_file, stream)
-    # A file made of the socket: gevent's pywsgi gives it itself, if there is an Upgrade, cheroot a stream around it.
+    # A file made of the socket: wsgiref gives it itself, and so does gevent's pywsgi if there is an Upgrade; cheroot
+    # gives a stream around it.
     for file in (stream, getattr(stream, "rfile", None)):
         sock = getattr(getattr(file, "raw", None), "_sock", None)
         if sock is not None:
@@ -104,7 +105,7 @@ def _unread_by_file(stream: Any) -> bytes:
 # -- The handshake ----------------------------------------------------------------------------------------------------
 
 
-class Refusal(Exception):
+class Refusal(BadRequest):
     """Raised when a client's handshake is wrong.
 
     Attributes:
@@ -139,26 +140,25 @@ class Handshake:
 
         version = environ.get("HTTP_SEC_WEBSOCKET_VERSION", "")
         if version.strip() != "13":
-            # RFC 6455, 4.4; RFC 9110, 15.5.22. `Upgrade` is hop-by-hop: servers whose socket can be had let it pass.
-            raise Refusal(
-                f"expected Sec-WebSocket-Version 13, got {version[:20]!r}",
-                "426 Upgrade Required",
-                [("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket"), ("Connection", "Upgrade")],
-            )
+            headers = [("Sec-WebSocket-Version", "13")]  # RFC 6455, 4.4
+            if not str(environ.get("SERVER_SOFTWARE")).startswith("WSGIServer"):
+                # RFC 9110, 15.5.22. They are hop-by-hop, which wsgiref refuses; the other servers let them pass.
+                headers += [("Upgrade", "websocket"), ("Connection", "Upgrade")]
+            raise Refusal(f"expected Sec-WebSocket-Version 13, got {version[:20]!r}", "426 Upgrade Required", headers)
         if environ.get("CONTENT_LENGTH") not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ:
             raise Refusal("a handshake has no body", "400 Bad Request", [])
-        headers = Headers(Upgrade="websocket", Connection="Upgrade")
+        asked = Headers(Upgrade="websocket", Connection="Upgrade")
         for name in ("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Extensions"):
             value = environ.get("HTTP_" + name.upper().replace("-", "_"))
             if value is not None:
-                headers[name] = value.strip()
+                asked[name] = value.strip()
         deflate = ServerPerMessageDeflateFactory(
             server_max_window_bits=WINDOW_BITS,
             client_max_window_bits=WINDOW_BITS,
             compress_settings={"memLevel": 5},
         )
         self.protocol = ServerProtocol(state=OPEN, extensions=[deflate], max_size=MESSAGE_BYTES)
-        response = self.protocol.accept(Request("/", headers))
+        response = self.protocol.accept(Request("/", asked))
         if response.status_code != 101:
             error = self.protocol.handshake_exc
             words = str(error) if isinstance(error, InvalidHandshake) else "the handshake is malformed"

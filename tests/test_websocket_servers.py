@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GEVENT = [name for name in SERVERS if "gevent" in name]
-PLAIN = ["gunicorn-gthread-250", "werkzeug", "cheroot", *GEVENT]
+PLAIN = ["gunicorn-gthread-250", "werkzeug", "cheroot", "wsgiref", *GEVENT]
 WITH_TLS = [*PLAIN, "gunicorn-gthread-tls", "werkzeug-tls"]
 
 with_tls = pytest.mark.parametrize("lasting_site", WITH_TLS, indirect=True)
@@ -191,7 +191,8 @@ def test_wrong_handshake_is_refused(site: Site, changes: dict[str, str | None], 
         assert ws.read_answer() == status
         if status == 426:
             assert ws.header("Sec-WebSocket-Version") == "13"
-            assert (ws.header("Upgrade") or "").lower() == "websocket"
+            upgrade = None if site.name == "wsgiref" else "websocket"  # which lets no hop-by-hop header pass
+            assert ws.header("Upgrade") == upgrade
 
 
 def test_what_is_no_handshake_is_plain_http(site: Site) -> None:
