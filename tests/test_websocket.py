@@ -13,9 +13,11 @@ import io
 import logging
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -87,6 +89,7 @@ class Exchange:
         environ: What is different in the environ.
         validate: Whether `wsgiref.validate` stands between; it hides what the server has read.
         as_gunicorn: Whether the socket is lent by gunicorn's key.
+        tls: For the server's side, and for the client's.
     """
 
     def __init__(
@@ -98,9 +101,14 @@ class Exchange:
         environ: dict[str, Any] | None = None,
         validate: bool = True,
         as_gunicorn: bool = False,
+        tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
     ) -> None:
         client, self.server = socket.socketpair()
         client.settimeout(LIMIT)
+        if tls is not None:
+            wrapping = in_thread(partial(tls[0].wrap_socket, self.server, server_side=True))
+            client = tls[1].wrap_socket(client)
+            self.server = wrapping.result()
         self.ws = RawWebSocket(client)
         self.server.settimeout(SERVER_TIMEOUT)
         self.rfile = self.server.makefile("rb")
@@ -896,6 +904,49 @@ def test_client_that_floods_an_app_that_does_not_receive_is_held(serve: Serve, s
     done.wait()
     length = len(frame(TEXT, b"x" * size))
     assert total == (written + len(burst) - written % len(burst)) // length
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    from werkzeug.serving import make_ssl_devcert
+
+    certificate, key = make_ssl_devcert(str(tmp_path_factory.mktemp("tls") / "tls"), cn="localhost")
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    server.load_cert_chain(certificate, key)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    return server, client
+
+
+@pytest.mark.parametrize("size", [10, 1000])
+def test_what_tls_has_decrypted_ahead_is_not_forgotten(
+    serve: Serve, tls: tuple[ssl.SSLContext, ssl.SSLContext], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[A22]: no descriptor tells of it, and the app has held the client meanwhile."""
+    monkeypatch.setattr(bridge.websocket, "PIECE", 100)  # a record has up to 16 KiB, and comes as a whole
+    go_on = Signal()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(ACCEPT)
+        await go_on.wait_async()
+        for _ in range(100):
+            message = await receive()
+            await asyncio.sleep(0)
+            await send({**message, "type": "websocket.send"})
+
+    ws = serve(app, tls=tls).ws
+    assert ws.read_answer() == 101
+    ws.sock.sendall(b"".join(frame(TEXT, b"%d " % n + b"x" * size) for n in range(100)))
+    ws.sock.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        ws.read()  # so that it is held
+    go_on.set()
+    ws.sock.settimeout(LIMIT)
+    for n in range(100):
+        assert ws.read() == Frame(TEXT, b"%d " % n + b"x" * size)
+    assert ws.read_close() == 1000
+    ws.close()
+    ws.read_end()
 
 
 @only_plain
