@@ -999,7 +999,7 @@ def test_contextvars_of_the_servers_thread_are_visible(serve: Serve) -> None:
             variable.set("set by the server's thread")
             return super().__call__(environ, start_response)
 
-    with Setting(app, lifespan="off") as application, Exchange(application) as ws:  # type: ignore[arg-type]
+    with Setting(app, lifespan="off") as application, Exchange(application) as ws:
         assert ws.read_answer() == 101
         assert ws.read() == Frame(TEXT, b"set by the server's thread")
 
@@ -1018,7 +1018,7 @@ def test_lifespan_state_is_in_the_scope() -> None:
         await send(ACCEPT)
         await send({"type": "websocket.send", "text": scope["state"]["name"]})
 
-    with AsgiToWsgi(app) as application, Exchange(application) as ws:  # type: ignore[arg-type]
+    with AsgiToWsgi(app) as application, Exchange(application) as ws:
         assert ws.read_answer() == 101
         assert ws.read() == Frame(TEXT, b"from startup")
 

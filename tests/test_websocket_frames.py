@@ -270,7 +270,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def application() -> Iterator[AsgiToWsgi]:
-    with AsgiToWsgi(echo, loop="shared", lifespan="off") as application:  # type: ignore[arg-type]
+    with AsgiToWsgi(echo, loop="shared", lifespan="off") as application:
         yield application
 
 
