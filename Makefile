@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test lint format bench release-check clean
+.PHONY: help demo test table lint format bench release-check clean
 
 help:
 	@echo "make demo    a Flask app on an ASGI server, a FastAPI app on a WSGI server (ARGS=--check: drive them and end)"
 	@echo "make test    the tests, with branch coverage of bridge/"
+	@echo "make table   the tests on real servers; what works on what goes into README.md"
 	@echo "make lint    formatting, lint and types"
 	@echo "make format  write the formatting, and the lint fixes that are safe"
 	@echo "make bench   bridge and its peers, side by side"
@@ -20,6 +21,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+table: $(VENV)/.test $(VENV)/.servers
+	$(BIN)/python -m tests.table $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
