@@ -25,7 +25,6 @@ ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- the table of servers: made by `make table` -->", "<!-- end of the table of servers -->"
 WORKS, PARTLY, NOT_NATIVELY = "yes", "partly", "no"
 
-PREFIX = "Prefix"  # servers want it taken off the path before them, or left there: one way is enough
 # The columns, and words in the names of the tests behind them. What has none of those words belongs to the first.
 COLUMNS = {
     "Requests, responses": "",
@@ -35,7 +34,7 @@ COLUMNS = {
     "Streams in": "mid_upload refusal",
     "Notices who left": "its_client_leaves does_not_send",
     "In parallel": "20_slow",
-    PREFIX: "prefix",
+    "Prefix": "prefix",
     "Lifespan, SIGTERM": "lifespan",
     "Files by path": "by_its_path",
     "Early hints": "early_hint",
@@ -84,9 +83,7 @@ class Table:
 
     def _mark(self, row: str, column: str) -> str:
         marks = self.outcomes.get((row, column), set())
-        if len(marks) > 1:
-            return WORKS if column == PREFIX else PARTLY
-        return next(iter(marks), "")
+        return PARTLY if len(marks) > 1 else next(iter(marks), "")
 
 
 def framework(app: str) -> str:

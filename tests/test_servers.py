@@ -686,16 +686,19 @@ def test_callback_of_a_dashboard_answers(client: httpx.Client) -> None:
 # What a server may offer, or may be asked for
 
 
-@pytest.mark.parametrize("prefix", [MOUNT, ""], ids=["mounted", "behind a proxy that strips the prefix"])
-def test_prefix_is_known_and_no_part_of_the_rest(mounted_site: Site, prefix: str) -> None:
+def test_prefix_is_known_and_no_part_of_the_rest(mounted_site: Site) -> None:
     """[W2] [A1] [C3]"""
 
-    def ask(running: Running) -> object:
-        seen = seen_at(running, f"{prefix}/echo/grüße".encode().decode("latin-1"))
-        path = seen.get("path", "")
-        return seen.get("status"), seen.get("root_path"), path
+    def ask(running: Running) -> list[object]:
+        # As it is sent by a proxy that leaves the prefix, and by one that strips it.
+        seen = [seen_at(running, prefix + quote("/echo/grüße")) for prefix in (MOUNT, "")]
+        return [(one.get("root_path"), one.get("path")) for one in seen]
 
-    mounted_site.as_sent_or_as_natively((None, MOUNT, f"{MOUNT}/echo/grüße"), ask)
+    sent = (MOUNT, f"{MOUNT}/echo/grüße")
+    seen = ask(mounted_site.running)
+    assert sent in seen
+    if seen != [sent, sent]:  # each server wants one or the other
+        assert seen == ask(mounted_site.native)
 
 
 def test_server_and_protocol_are_known(mounted_site: Site) -> None:
