@@ -359,9 +359,10 @@ def test_query_and_unicode_path_arrive(site: Site, client: httpx.Client) -> None
 
 
 @pytest.mark.parametrize("what", ["path", "path_info", "raw_path", "query"])
-def test_escapes_arrive_exactly(site: Site, what: str) -> None:
+@pytest.mark.parametrize("escape", ["%2F", "%FF"])
+def test_escapes_arrive_exactly(site: Site, escape: str, what: str) -> None:
     """[W2] [W3] [A1]"""
-    raw_path, query = "/echo/a%2Fb/%FF/c%20d", "x=%2F%FF+%20"
+    raw_path, query = f"/echo/a{escape}b/c%20d", f"x={escape}+%20"
     path = unquote_to_bytes(raw_path)
     sent = {
         "path": path.decode("utf-8", "replace"),
