@@ -41,7 +41,7 @@ class Server:
     """One way to run an app.
 
     Attributes:
-        command: What its users type. {directory} is where it runs.
+        command: What its users type. {directory} is where it runs. One with a {port} is whole, without what follows.
         needs: The modules and programs without which it does not run.
         port: What they add for a {port} of 127.0.0.1.
         unix: What they add for a unix socket at {path}; empty if it has none.
@@ -73,6 +73,8 @@ class Server:
             words += [self.mounted] if "application" in self.mounted else [self.mounted, self.app]
         else:
             words.append(self.app)
+        if "{port}" in self.command:
+            words = [self.command]
         first, *rest = shlex.split(" ".join(words).format(**names))
         if importlib.util.find_spec(first) and first != "mod_wsgi-express":
             return [sys.executable, "-m", first, *rest]

@@ -6,12 +6,13 @@ import contextlib
 import os
 import signal
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.apps import Board
-from tests.servers import LIMIT, SERVERS, Running, Server, read_response, until
+from tests.servers import LIMIT, SERVERS, Running, read_response, until
 
 if TYPE_CHECKING:
     import socket
@@ -49,7 +50,7 @@ def app(environ, start_response):
 application = WsgiToAsgi(app, lifespan=lifespan, threads=4)
 """
 
-NATIVE = "from tests.apps import bare_asgi\napplication = bare_asgi()\n"
+NATIVE = "from tests.apps.asgi import bare_asgi\napplication = bare_asgi()\n"
 
 # Their users give the servers a time after which they leave a stream that does not end by itself. Hypercorn on asyncio
 # waits for ever before that time begins, from Python 3.12 on.
@@ -61,8 +62,7 @@ def start(name: str, path: Path, application: str = APPLICATION, options: str = 
     if server.missing and os.environ.get("BRIDGE_REQUIRE_SERVERS") != "1":
         pytest.skip(f"{name} needs {', '.join(server.missing)}")
     path.mkdir()
-    program, rest = server.command.split(" ", 1)
-    return Running(Server(f"{program} {options} {rest}", server.needs), application, path)
+    return Running(replace(server, command=f"{server.command} {options}"), application, path)
 
 
 def normal_status(name: str, path: Path) -> int:
