@@ -1,4 +1,4 @@
-"""Both cycles against a model, step by step: whatever server and app do in whatever order, bridge changes nothing of it.
+"""Both cycles against a model, step by step: whatever server and app do in whatever order, bridge changes nothing.
 
 The app is a puppet: it does what the machine tells it, one step at a time, and says what came of it. The server is a
 strict driver, whose client feeds, rests, leaves. The model is the same puppet, told the same steps, on the driver of
@@ -14,7 +14,7 @@ import io
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bridge import AsgiToWsgi, WsgiToAsgi
-from bridge.errors import BridgeError, ClientDisconnected
+from bridge.errors import BridgeError
 from tests.drivers import (
     AsgiServer,
     FakeInput,
@@ -35,7 +35,6 @@ from tests.drivers import (
     Violation,
     WsgiExchange,
     WsgiServer,
-    http_request,
     in_thread,
     make_environ,
     make_scope,
@@ -373,7 +372,10 @@ class WsgiAppUnderAsgi(RuleBasedStateMachine):
         again = [step.again() for step in steps]
         naked_app = WsgiPuppet([*again, Step("return"), Step("end")])
         naked = WsgiExchange(
-            WsgiServer(validate=False), naked_app, make_environ("POST", body=FakeInput(self.fed)), None  # type: ignore[arg-type]
+            WsgiServer(validate=False),
+            naked_app,
+            make_environ("POST", body=FakeInput(self.fed)),
+            None,  # type: ignore[arg-type]
         )
         with contextlib.suppress(Exception, Violation):
             naked.begin()
