@@ -275,11 +275,12 @@ class TurnedLoop:
         if turn.leads and self._leader is not None and self._leader.thread == turn.thread:
             self._leader = turn  # it is ourselves, before an interrupt kept us from stepping down
             return None, False
-        keeper = None
+        # First of all: where no thread can be started, nothing has changed.
+        keeper = self._get_keeper() if self._leader is None else None
         turn._prepare()
         self._followers.append(turn)
-        if self._leader is None:
-            keeper = self._leader = self._get_keeper()
+        if keeper is not None:
+            self._leader = keeper
         return keeper, turn.leads and self._leader is self._keeper
 
     def _arrive(self, callback: Callable[[], object] | None) -> None:
@@ -348,7 +349,11 @@ class TurnedLoop:
                     self._followers.remove(turn)
                     return turn
                 waits = True
-        return self._get_keeper() if waits else None
+        try:
+            return self._get_keeper() if waits else None
+        except RuntimeError:  # can't start new thread: the watch tries again
+            self.needs_keeper = True
+            return None
 
     # -- The keeper ---------------------------------------------------------------------------------------------------
 
@@ -635,12 +640,16 @@ class _Watch:
         threads.sleep(GIVE_WAY_SECONDS)
 
     def add(self, loop: TurnedLoop) -> None:
-        self._newcomers.put(loop)
         if not self._started:
             with self._mutex:
-                if not self._started:
-                    threads.start(self._watch, "bridge-watch")
-                    self._started = True
+                try:
+                    if not self._started:
+                        threads.start(self._watch, "bridge-watch")
+                        self._started = True
+                except RuntimeError:  # can't start new thread: who leaves the loop next tries again
+                    loop._watched = False
+                    return
+        self._newcomers.put(loop)
 
     def _watch(self) -> None:
         while True:

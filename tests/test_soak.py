@@ -1,4 +1,4 @@
-"""A short soak (`benchmarks/soak.py`): each site serves clients of all manners, is killed or reloaded, and serves on."""
+"""A short soak (`benchmarks/soak.py`): each site serves clients of all kinds, is killed or reloaded, and serves on."""
 
 from __future__ import annotations
 

@@ -1,0 +1,384 @@
+"""Faults injected where a server, an app or the machine can fail, each with its outcome.
+
+What an app raises at each step, and send() and receive() that fail, is held by the wrappers' own tests; here are the
+rest: threads that cannot be started, answers out of order, streams that fail in odd ways, calls after the end, forks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bridge import AsgiToWsgi, WsgiToAsgi
+from bridge.errors import BridgeError
+from tests.drivers import AsgiServer, FakeInput, Signal, WsgiServer, in_thread, make_environ, make_scope, run_in_thread
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+
+class OnPurpose(Exception):
+    """Raised by what is to fail."""
+
+
+ODD_ERRORS = [OnPurpose, MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, EOFError]
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+@pytest.fixture
+def no_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Say by their name's beginning which threads cannot be started; "-" for none."""
+    start = threading.Thread.start
+    refused = ["-"]
+
+    def start_some(thread: threading.Thread) -> None:
+        if thread.name.startswith(refused[0]):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def refuse(name: str) -> None:
+        refused[0] = name
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    yield refuse
+    refuse("-")
+
+
+# No thread can be started ---------------------------------------------------------------------------------------------
+
+
+def test_requests_are_served_where_no_thread_can_watch_the_loop(
+    no_thread: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[A15][A16] What the loop still has to do waits for the next request, and for a thread once there can be one."""
+    monkeypatch.setattr("bridge.loops._watch", type(__import__("bridge.loops").loops._watch)())
+    done = Signal("the background task")
+
+    async def background() -> None:
+        await asyncio.sleep(0.01)
+        done.set()
+
+    tasks: list[asyncio.Task[None]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if not tasks:
+            tasks.append(asyncio.ensure_future(background()))
+        await hello(scope, receive, send)
+
+    with AsgiToWsgi(app, loop="shared", lifespan="off") as wrapped:
+        no_thread("bridge-watch")
+        assert run_in_thread(WsgiServer().run, wrapped).body == b"hello"
+        no_thread("-")
+        assert run_in_thread(WsgiServer().run, wrapped).body == b"hello"
+        done.wait()
+
+
+def test_a_request_within_a_loop_fails_where_no_thread_can_lead(no_thread: Callable[[str], None]) -> None:
+    """[A15] As itself; and the loop is nobody's, so that the next ones are served."""
+    with AsgiToWsgi(hello, loop="shared", lifespan="off") as wrapped:
+
+        async def within() -> Any:
+            return WsgiServer().run(wrapped)
+
+        no_thread("bridge-keeper")
+        failed = asyncio.run(within())
+        assert isinstance(failed.error, RuntimeError)
+        assert run_in_thread(WsgiServer().run, wrapped).body == b"hello"
+        no_thread("-")
+        assert asyncio.run(within()).body == b"hello"
+
+
+def test_who_cannot_lead_is_served_once_a_thread_can_be_started(no_thread: Callable[[str], None]) -> None:
+    """[A15] The leader leaves, nobody else can lead, and no thread can be started: the watch tries until one can."""
+    entered, go_on = Signal("the first in the app"), Signal("its leave to go on")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/first":
+            entered.set()
+            await go_on.wait_async()
+        else:
+            go_on.set()
+            await asyncio.sleep(0.05)  # the leader has gone by then
+        await hello(scope, receive, send)
+
+    with AsgiToWsgi(app, loop="shared", lifespan="off") as wrapped:
+
+        async def within() -> Any:
+            return WsgiServer().run(wrapped, make_environ(path="/second"))
+
+        no_thread("bridge-keeper")
+        first = in_thread(WsgiServer().run, wrapped, make_environ(path="/first"))
+        entered.wait()
+        second = in_thread(asyncio.run, within())
+        assert first.result().body == b"hello"
+        no_thread("-")
+        assert second.result().body == b"hello"
+
+
+# A server that answers oddly ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        None,
+        {},
+        [],
+        "http.request",
+        {"type": 5},
+        {"type": "http.request", "body": 5},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("reads", [True, False])
+async def test_what_is_no_message_is_an_error_and_no_hang(message: Any, reads: bool) -> None:
+    """[W9][W15] An app that does not read never hears of it."""
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        data = environ["wsgi.input"].read() if reads else b"unread"
+        start_response("200 OK", [])
+        return [data]
+
+    async def receive() -> Any:
+        return message
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    wrapped = WsgiToAsgi(app)
+    call = wrapped(make_scope("POST"), receive, send)  # type: ignore[arg-type]
+    if reads:
+        with pytest.raises((TypeError, KeyError, BridgeError)):
+            await call
+        assert sent == []
+    else:
+        await call
+        assert sent[-1]["body"] == b"unread"
+    wrapped.close()
+
+
+@pytest.mark.parametrize("kind", ODD_ERRORS)
+@pytest.mark.parametrize("loop", ["shared", "request"])
+@pytest.mark.parametrize("phase", ["before", "mid-response"])
+def test_an_odd_error_of_the_input_reaches_the_server_and_the_app_hears_of_the_end(
+    kind: type[BaseException], loop: Any, phase: str
+) -> None:
+    """[A4][A10] It is the server's own, so raised as itself in its own thread; the app hears http.disconnect."""
+    heard: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if phase != "before":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        heard.append((await receive())["type"])
+
+    with AsgiToWsgi(app, loop=loop, lifespan="off") as wrapped:
+        error = kind("of the input")
+        body = FakeInput([error])
+        exchange = WsgiServer(validate=False).run(wrapped, make_environ("POST", body=body, CONTENT_LENGTH="5"))
+        assert exchange.error is error
+        assert (
+            run_in_thread(WsgiServer(validate=False).run, AsgiToWsgi(hello, loop="request", lifespan="off")).body
+            == b"hello"
+        )
+    assert heard == ["http.disconnect"]
+
+
+@pytest.mark.parametrize("kind", ODD_ERRORS)
+@pytest.mark.parametrize("loop", ["shared", "request"])
+def test_start_response_that_raises_ends_the_request(kind: type[BaseException], loop: Any) -> None:
+    """[A6][A10] The server gets its own error back, the app hears http.disconnect, and the next request is served."""
+    heard: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello", "more_body": True})
+        await receive()
+        heard.append((await receive())["type"])
+
+    error = kind("of start_response")
+
+    def start_response(*_: Any) -> Any:
+        raise error
+
+    wrapped = AsgiToWsgi(app, loop=loop, lifespan="off")
+    with pytest.raises(kind) as raised:
+        wrapped(make_environ(), start_response)
+    assert raised.value is error
+    with WsgiServer(validate=False).start(wrapped) as exchange:
+        assert next(exchange) == b"hello"
+    wrapped.close()
+    assert heard == ["http.disconnect"] * 2
+
+
+@pytest.mark.parametrize("loop", ["shared", "request"])
+def test_calls_after_the_end_are_harmless(loop: Any) -> None:
+    """[A6][A10] next() after the end or after close(), close() twice, from whatever thread."""
+    with AsgiToWsgi(hello, loop=loop, lifespan="off") as wrapped:
+        for early in (True, False):
+            result: Any = wrapped(make_environ(), lambda *_: bytes)
+            if not early:
+                assert list(result) == [b"hello"]
+            result.close()
+            result.close()
+            assert run_in_thread(lambda result=result: (next(result, None), result.close())) == (None, None)
+
+
+async def test_write_after_the_end_raises() -> None:
+    """[W13][W16] A thread of the app that has kept write() hears that nobody listens."""
+    kept: list[Any] = []
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        kept.append(start_response("200 OK", []))
+        kept.append(environ["wsgi.input"])
+        return [b"done"]
+
+    wrapped = WsgiToAsgi(app)
+    assert (await AsgiServer().run(wrapped)).body == b"done"
+    with pytest.raises(BridgeError):
+        kept[0](b"more")
+    with pytest.raises((BridgeError, OSError)):
+        kept[1].read()
+    wrapped.close()
+
+
+@pytest.mark.parametrize("loop", ["shared", "request"])
+def test_an_app_that_stops_its_loop_is_served(loop: Any) -> None:
+    """[A14] A stop is a hint, whoever gives it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(3):
+            asyncio.get_running_loop().stop()
+            await asyncio.sleep(0)
+        await hello(scope, receive, send)
+
+    with AsgiToWsgi(app, loop=loop, lifespan="off") as wrapped:
+        assert [WsgiServer().run(wrapped).body for _ in range(3)] == [b"hello"] * 3
+
+
+def test_the_end_of_the_loop_frees_the_thread_in_the_app() -> None:
+    """[W16] A server whose loop ends with requests in flight, as at its exit: reads and writes raise."""
+    entered, over, go_on = Signal("the app"), Signal("its end"), Signal("the loop has ended")
+    errors: list[BaseException] = []
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        write = start_response("200 OK", [])
+        entered.set()
+        go_on.wait()
+        for attempt in (lambda: write(b"x"), lambda: environ["wsgi.input"].read()):
+            try:
+                attempt()
+            except Exception as error:
+                errors.append(error)
+        over.set()
+        yield b"nobody gets this"
+
+    wrapped = WsgiToAsgi(app)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(AsgiServer().run(wrapped, None, []))
+        await entered.wait_async()
+        task.cancel()
+
+    asyncio.run(main())
+    go_on.set()
+    over.wait()
+    assert [isinstance(error, OSError) for error in errors] == [True, True]
+    wrapped.close()
+
+
+# Forks ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("moment", ["in the startup", "in a request", "in a shutdown", "in the app"])
+def test_a_fork_at_the_worst_time_leaves_both_serving(moment: str) -> None:
+    """[A20][W19] The child has locks that nobody in it holds, and begins anew; the parent goes on."""
+    script = """
+        import asyncio, os, threading
+        import anyio._backends._asyncio  # by name: a fork in the middle of anyone's import would leave its lock held
+        from bridge import AsgiToWsgi, WsgiToAsgi
+        from tests.drivers import AsgiServer, Signal, WsgiServer, in_thread, make_environ
+
+        moment = MOMENT
+        there, go_on = Signal("there"), Signal("go on")
+        parent = os.getpid()
+
+        async def stop_here():
+            if os.getpid() == parent and not there.is_set():
+                there.set()
+                await go_on.wait_async()
+
+        async def app(scope, receive, send):
+            if scope["type"] == "lifespan":
+                await receive()
+                if moment == "in the startup":
+                    await stop_here()
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+                if moment == "in a shutdown":
+                    await stop_here()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+            if moment == "in a request":
+                await stop_here()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"a/b")]})
+            await send({"type": "http.response.body", "body": b"hello"})
+
+        def wsgi(environ, start_response):
+            start_response("200 OK", [])
+            if moment == "in the app" and os.getpid() == parent and not there.is_set():
+                there.set()
+                go_on.wait()
+            return [b"hello"]
+
+        application, other = AsgiToWsgi(app), WsgiToAsgi(wsgi)
+
+        def ask():
+            assert WsgiServer().run(application).body == b"hello"
+
+        def ask_other():
+            assert asyncio.run(AsgiServer().run(other)).body == b"hello"
+
+        if moment == "in a shutdown":
+            ask()
+        call = in_thread({"in a shutdown": application.close, "in the app": ask_other}.get(moment, ask))
+        there.wait()
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                ask()
+                ask_other()
+                application.close()
+                other.close()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+        go_on.set()
+        call.result()
+        ask()
+        ask_other()
+        application.close()
+        other.close()
+    """
+    code = textwrap.dedent(script).replace("MOMENT", repr(moment))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], capture_output=True, text=True, timeout=25
+    )
+    assert (done.returncode, done.stderr) == (0, "")
