@@ -160,7 +160,7 @@ async def test_what_is_no_message_is_an_error_and_no_hang(message: Any, reads: b
         sent.append(message)
 
     wrapped = WsgiToAsgi(app)
-    call = wrapped(make_scope("POST"), receive, send)  # type: ignore[arg-type]
+    call = wrapped(make_scope("POST"), receive, send)
     if reads:
         with pytest.raises((TypeError, KeyError, BridgeError)):
             await call

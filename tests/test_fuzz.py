@@ -186,7 +186,7 @@ class WsgiPuppet:
             try:
                 raise LookupError("the reason to replace it")
             except LookupError:
-                self._write = self._start_response(status, headers, sys.exc_info())  # type: ignore[arg-type]
+                self._write = self._start_response(status, headers, sys.exc_info())
         else:
             self._write = self._start_response(status, headers)
 
@@ -221,7 +221,7 @@ class WsgiAppUnderAsgi(RuleBasedStateMachine):
         self.exits = contextlib.ExitStack()
         name, options = BACKENDS[backend]
         self.portal = self.exits.enter_context(anyio.from_thread.start_blocking_portal(name, options))
-        self.wrapped = WsgiToAsgi(self.puppet)  # type: ignore[arg-type]
+        self.wrapped = WsgiToAsgi(self.puppet)
         self.exits.callback(self.wrapped.close)
         self.left = Signal("the test's leave for the server to go")
         self.ready = Signal("the server")
@@ -260,7 +260,7 @@ class WsgiAppUnderAsgi(RuleBasedStateMachine):
         there = b"".join(self.fed)[self.count_read() :]
         if step.name == "readline" and b"\n" in there:
             return True
-        return 0 <= step.argument <= len(there)
+        return bool(0 <= step.argument <= len(there))
 
     def count_read(self) -> int:
         return sum(len(step.value) for step in self.steps if step.name in ("read", "readline") and step.value)
@@ -375,7 +375,7 @@ class WsgiAppUnderAsgi(RuleBasedStateMachine):
             WsgiServer(validate=False),
             naked_app,
             make_environ("POST", body=FakeInput(self.fed)),
-            None,  # type: ignore[arg-type]
+            None,
         )
         with contextlib.suppress(Exception, Violation):
             naked.begin()
@@ -520,7 +520,7 @@ class AsgiAppUnderWsgi(RuleBasedStateMachine):
         self.ready = threading.Event()  # the client is, for the next block
         self.ready.set()
         self.input = Feed()
-        self.wrapped = AsgiToWsgi(self.puppet, loop=loop, loop_factory=FACTORIES[factory], lifespan="off")  # type: ignore[arg-type]
+        self.wrapped = AsgiToWsgi(self.puppet, loop=loop, loop_factory=FACTORIES[factory], lifespan="off")
         environ = make_environ("POST") | {
             "wsgi.input": self.input,
             "wsgi.input_terminated": True,
