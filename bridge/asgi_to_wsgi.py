@@ -24,8 +24,9 @@ import weakref
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+import anyio
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
 from bridge import threads
@@ -34,7 +35,8 @@ from bridge.errors import BadRequest, ClientDisconnected, LifespanFailure, Proto
 from bridge.files import PathFile
 from bridge.kinds import Kind, check_app
 from bridge.lifespan import Lifespan, Stage
-from bridge.loops import LoopPool, Turn, TurnedLoop, notice_fork
+from bridge.loops import LentLoop, LoopPool, Turn, TurnedLoop, has_ended, is_cancellation, notice_fork
+from bridge.nesting import LOOP, THREAD, WholeAnswer, inherit, outer_scope
 from bridge.response import (
     COMPLETE,
     NOTHING,
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
 
     # What asgiref.typing and Starlette have in common: each takes the other's apps for wrong.
     ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[object]]
+
+T = TypeVar("T")
 
 __all__ = ["AsgiToWsgi", "AsgiToWsgiStatistics"]
 
@@ -161,6 +165,8 @@ class AsgiToWsgi:
             raise ValueError(f"startup_timeout expected seconds, more than 0, or None, got {startup_timeout!r}")
         self.app = app
         self._life = _Life(loop, loop_factory, lifespan, startup_timeout)
+        self._lifespan_wish = lifespan
+        self._guest_lives: dict[object, _GuestLife] = {}  # by the loops that lie outside
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request (PEP 3333).
@@ -173,7 +179,10 @@ class AsgiToWsgi:
             BaseException: Whatever else the app raised before its response began, as itself.
         """
         try:
-            if "HTTP_UPGRADE" in environ and wants_websocket(environ):
+            lend_loop = environ.get(LOOP)
+            if lend_loop is not None:
+                cycle: _Cycle = _GuestCycle(self, environ, start_response, lend_loop())
+            elif "HTTP_UPGRADE" in environ and wants_websocket(environ):
                 cycle = self._make_websocket_cycle(environ, start_response)
             else:
                 cycle = _Cycle(self, self._life, environ, start_response)
@@ -192,6 +201,12 @@ class AsgiToWsgi:
             except ImportError:
                 _ask_for_websockets()
         return _Cycle(self, self._life, environ, start_response)
+
+    def _add_guest_life(self, loop: object) -> _GuestLife:
+        for other in list(self._guest_lives):
+            if has_ended(other):
+                self._guest_lives.pop(other, None)
+        return self._guest_lives.setdefault(loop, _GuestLife(self, loop))
 
     def startup(self) -> None:
         """Start the app now, and not at the first request.
@@ -320,7 +335,7 @@ class _Life:
     def start(self, app: Any) -> None:
         _notice_fork()
         if _starting.get() is self:
-            raise RuntimeError("the app asked its own wrapper for an answer before its startup was complete")
+            raise _asked_too_early()
         late_startups = self._late_startups
         with self._changing(self._startup_timeout):
             if self.started:
@@ -521,10 +536,7 @@ class _Home:
             self._turn.told = False
             self.loop.wait(self._turn, callback)
             callback = None
-        if self.lifespan.message:
-            logger.error("the app refused to stop: %s", self.lifespan.message)
-        elif self.lifespan.error is not None:
-            logger.error("the app failed when it was to stop", exc_info=self.lifespan.error)
+        _log_stop(self.lifespan)
 
     def _tell(self) -> None:
         self.loop.tell(self._turn)
@@ -546,8 +558,111 @@ def _shown_thread(ident: int) -> str:
     return f"to the thread {name}{place}"
 
 
+class _GuestLife:
+    """What an app has on a loop that lies outside of ours (C2): a lifespan there.
+
+    It starts with the first request, and ends when the server outside shuts down, behind its last request.
+
+    Attributes:
+        cycles: The requests in flight.
+        state: What the app left at startup.
+    """
+
+    shared: TurnedLoop | None = None
+    common: TurnedLoop | None = None
+    pool: LoopPool | None = None
+
+    def __init__(self, owner: AsgiToWsgi, key: object) -> None:
+        self.cycles: set[_Cycle] = set()
+        self.state: dict[str, Any] = {}
+        self._owner = owner
+        self._key = key
+        self._started = False
+        self._lifespan: Lifespan | None = None
+        self._lifespan_task: Any = None  # asyncio holds its tasks weakly
+        self._tell: Callable[[], None] = _nothing  # whoever waits for the lifespan to change
+        self._mutex = threading.Lock()  # held during startup
+
+    def enter(self, cycle: _Cycle) -> LentLoop:
+        """Let a request in; the app is started for the first one."""
+        assert isinstance(cycle, _GuestCycle)
+        if not self._started:
+            if _starting.get() is self:
+                raise _asked_too_early()
+            with self._mutex:
+                if not self._started:
+                    self._start(cycle.lent_loop)
+                    self._started = True
+        self.cycles.add(cycle)
+        return cycle.lent_loop
+
+    def _start(self, loop: LentLoop) -> None:
+        wish = self._owner._lifespan_wish
+        if wish == "off":
+            return
+        turn = Turn()
+        lifespan = Lifespan(self._owner.app, lambda: self._tell())
+        self._tell = lambda: loop.tell(turn)
+
+        def begin() -> None:
+            self._lifespan_task = loop.native.create_task(lifespan.run())
+
+        context = contextvars.Context()  # not the request's, which the app's own tasks would go on to see
+        context.run(_starting.set, self)
+        context.run(loop.wait, turn, begin)
+        self._tell = _nothing
+        if _has_started(lifespan, wish):
+            self._lifespan, self.state = lifespan, lifespan.state
+            loop.at_shutdown(self._stop)
+
+    async def _stop(self) -> None:
+        self._owner._guest_lives.pop(self._key, None)  # a later request starts the app anew
+        lifespan = self._lifespan
+        assert lifespan is not None
+        changed = anyio.Event()
+        self._tell = changed.set
+        with anyio.move_on_after(SHUTDOWN_SECONDS):
+            lifespan.stop()
+            while lifespan.stage is not Stage.STOPPED:
+                await changed.wait()
+                changed = anyio.Event()
+                self._tell = changed.set
+        if lifespan.stage is not Stage.STOPPED:
+            lifespan.message = f"it took longer than {SHUTDOWN_SECONDS} s"
+            self._lifespan_task.cancel()
+        _log_stop(lifespan)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _asked_too_early() -> RuntimeError:
+    return RuntimeError("the app asked its own wrapper for an answer before its startup was complete")
+
+
+def _has_started(lifespan: Lifespan, wish: str) -> bool:
+    """Whether an app takes part in lifespan; raises if it refused to start, or if it does not and has to."""
+    if lifespan.stage in (Stage.STARTED, Stage.STOPPED):  # it may have ended by itself, right after its word
+        return True
+    if isinstance(lifespan.error, (KeyboardInterrupt, SystemExit)):
+        raise lifespan.error
+    if lifespan.stage is Stage.FAILED:
+        raise LifespanFailure(f"the app refused to start: {lifespan.message}") from lifespan.error
+    if wish == "on":
+        raise LifespanFailure("the app knows no lifespan, and lifespan='on' asks for one") from lifespan.error
+    return False
+
+
+def _log_stop(lifespan: Lifespan) -> None:
+    if lifespan.message:
+        logger.error("the app refused to stop: %s", lifespan.message)
+    elif lifespan.error is not None:
+        logger.error("the app failed when it was to stop", exc_info=lifespan.error)
+
+
 _every: weakref.WeakSet[_Life] = weakref.WeakSet()
-_starting: contextvars.ContextVar[_Life | None] = contextvars.ContextVar("bridge.starting", default=None)
+_starting: contextvars.ContextVar[_Life | _GuestLife | None] = contextvars.ContextVar("bridge.starting", default=None)
 _started: set[_Life] = set()
 _exit_registered = False
 _pid = os.getpid()
@@ -643,6 +758,7 @@ class _Cycle:
         "_given_up",
         "_gone",
         "_left",
+        "_lent",
         "_life",
         "_loop",
         "_messages",
@@ -654,6 +770,7 @@ class _Cycle:
         "_scope",
         "_senders",
         "_start_response",
+        "_step",
         "_taken",
         "_task",
         "_timer",
@@ -661,11 +778,14 @@ class _Cycle:
         "_wants_chunk",
         "_watched",
         "_whole",
+        "_write",
         "closed",
         "owner",
     )  # more than the 30 attributes up to which a plain object is as quick
 
-    def __init__(self, owner: AsgiToWsgi, life: _Life, environ: WSGIEnvironment, start_response: StartResponse) -> None:
+    def __init__(
+        self, owner: AsgiToWsgi, life: _Life | _GuestLife, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> None:
         self.owner = owner  # a wrapper that is dropped closes its loop: not before its requests have ended
         self._life = life
         self._environ = environ
@@ -677,6 +797,10 @@ class _Cycle:
         self._taken = 0  # bytes of the blocks that the server has
         self.closed = False
         self._left = False  # the thread will not look at anything any more
+        self._write: Callable[[bytes], object] | None = None  # the server's, while the app may use it
+        # The thread, lent to a WsgiToAsgi inside
+        self._lent: _LentThread | None = None
+        self._step: Callable[[], Callable[[], object]] | None = None  # that it is asked for; set in the loop
         # The task's, read by the thread
         self._blocks: deque[bytes] = deque()
         self._given = 0  # bytes of all blocks so far
@@ -698,8 +822,10 @@ class _Cycle:
         # What the server says is translated before anything is begun that would have to be ended.
         self._reader = BodyReader(environ) if environ.get("CONTENT_LENGTH") else None
         self._scope = self._build_scope()
+        extensions = self._scope["extensions"]
         # A WebSocket's has no method: it is that of a GET.
-        self._response = AsgiResponse(self._scope.get("method", "GET"), self._scope["extensions"])
+        self._response = AsgiResponse(self._scope.get("method", "GET"), extensions.copy())
+        extensions[THREAD] = self._lend  # in the app's dict alone, or we would hold ourselves
         self._loop = life.enter(self)
         # Of a loop of our own.
         self._pool = None if self._loop is life.shared or self._loop is life.common else life.pool
@@ -710,15 +836,16 @@ class _Cycle:
         """Run the app until its response begins."""
         try:
             scope, self._scope = self._scope, {}
-            scope["state"] = self._life.state.copy()
+            scope["state"] = self._get_state()
             response = self._response
             self._wait(partial(self._create_task, scope))
             if not self._opened:
                 self._raise_failure(f"the app ended without a response: it is {response.state.name} of it")
             result = _Result(self)
             file = self._open_file(response.path, result) if response.path is not None else None
-            self._begun = True
-            self._start_response(response.status, response.headers)
+            if not self._begun:
+                self._open()
+            self._write = None  # the blocks of an iterable come after all that was written (PEP 3333)
             if file is not None:
                 self._send_trailers()
                 return self._environ["wsgi.file_wrapper"](file)  # type: ignore[no-any-return]
@@ -738,6 +865,13 @@ class _Cycle:
             file.close()
             raise
         return file
+
+    def _get_state(self) -> dict[str, Any]:
+        return self._life.state.copy()
+
+    def _open(self) -> None:
+        self._begun = True
+        self._write = self._start_response(self._response.status, self._response.headers)
 
     def _build_scope(self) -> dict[str, Any]:
         environ = self._environ
@@ -779,10 +913,10 @@ class _Cycle:
                 self._environ["wsgi.early_hints"](self._response.hints.popleft())
             elif self._blocks or self._whole or self._ended or self._given_up or (self._opened and not self._begun):
                 break
-            elif self._wants_chunk:
-                self._wants_chunk = False
-                self._loop.keep()
-                callback = partial(self._deliver, self._get_reader().next_message())
+            elif self._wants_chunk or self._step is not None:
+                if callback is not None:
+                    self._loop.post(callback)
+                callback = self._read_chunk() if self._wants_chunk else self._run_step()
             else:
                 self._loop.wait(turn, callback)
                 turn.told = False
@@ -794,6 +928,50 @@ class _Cycle:
         if self._reader is None:
             self._reader = BodyReader(self._environ)
         return self._reader
+
+    def _read_chunk(self) -> Callable[[], object]:
+        self._wants_chunk = False
+        self._loop.keep()
+        return partial(self._deliver, self._get_reader().next_message())
+
+    def _run_step(self) -> Callable[[], object]:
+        step, self._step = self._step, None
+        assert step is not None
+        return step() if self._lent is None else self._lent.run(step)
+
+    def _serve(self, until: Callable[[], bool], callback: Callable[[], object] | None) -> None:
+        """Within such a step: do what is asked for, until something is so, or will never be."""
+        turn = self._turn
+        turn.told = False
+        while not until():
+            if self._response.hints:
+                self._environ["wsgi.early_hints"](self._response.hints.popleft())
+            elif self._blocks and self._lets_write():
+                self._write_block()
+            elif self._wants_chunk:
+                if callback is not None:
+                    self._loop.post(callback)
+                callback = self._read_chunk()
+            else:
+                self._loop.wait(turn, callback)
+                turn.told = False
+                callback = None
+        if callback is not None:
+            self._loop.post(callback)
+
+    def _lets_write(self) -> bool:
+        """Whether blocks can go to the server's write(): while our iterable is not returned (PEP 3333)."""
+        return not self.closed and (not self._begun or self._write is not None) and self._response.path is None
+
+    def _write_block(self) -> None:
+        if not self._begun:
+            self._open()
+        if self._write is not None:  # granian has none
+            block = self._blocks.popleft()
+            self._taken += len(block)
+            self._write(block)
+            if self._senders:
+                self._loop.post(self._wake_senders)
 
     def _send_trailers(self) -> None:
         trailers, self._response.trailers = self._response.trailers, []
@@ -807,6 +985,8 @@ class _Cycle:
         if self.closed:
             return
         self.closed = True
+        if self._lent is not None:
+            self._lent.leave()
         self._blocks.clear()
         if self._pool is not None:
             self._run_to_end()
@@ -827,6 +1007,7 @@ class _Cycle:
             patient: Also if the app refuses to end. Else a thread of its own is left with it.
         """
         assert self._pool is not None
+        assert isinstance(self._loop, TurnedLoop)
         turn = self._turn
         turn.told = False
         while not self._ended:
@@ -848,7 +1029,7 @@ class _Cycle:
         if error is None:
             return
         try:
-            if isinstance(error, (asyncio.CancelledError, StopIteration, GeneratorExit)):
+            if is_cancellation(error) or isinstance(error, (StopIteration, GeneratorExit)):
                 if self._gone:
                     return
                 # Out of an iterator they would say something else.
@@ -892,6 +1073,12 @@ class _Cycle:
         return self._task is not None and self._task.get_loop() is native
 
     # -- In the loop --------------------------------------------------------------------------------------------------
+
+    def _lend(self) -> _LentThread | None:
+        """Lend the server's thread, to one at a time, as long as it is there."""
+        if self.closed or self._lent is not None:
+            return None
+        return _LentThread(self)
 
     def _create_task(self, scope: dict[str, Any]) -> None:
         if self.closed:  # an interrupt came between
@@ -1221,6 +1408,146 @@ class _WebsocketCycle(_Cycle):
         super()._give_up()
 
 
+class _GuestCycle(_Cycle):
+    """One HTTP request through an ASGI app, on the loop of the ASGI server that lies outside (C2).
+
+    The thread is that of a WsgiToAsgi, which has a window of its own on the way to the server.
+    """
+
+    __slots__ = ("lent_loop",)
+
+    def __init__(
+        self, owner: AsgiToWsgi, environ: WSGIEnvironment, start_response: StartResponse, loop: LentLoop
+    ) -> None:
+        self.lent_loop = loop
+        life = owner._guest_lives.get(loop.key) or owner._add_guest_life(loop.key)
+        super().__init__(owner, life, environ, start_response)
+
+    def _build_scope(self) -> dict[str, Any]:
+        scope = super()._build_scope()
+        outer = outer_scope(self._environ)
+        if outer is not None:
+            inherit(scope, outer)
+        return scope
+
+    def begin(self) -> Iterable[bytes]:
+        """Run the app until its response begins; give it whole, if that was all of it."""
+        result = super().begin()
+        if self._ended and self._whole and len(self._blocks) == 1 and not (self._errors or self._response.trailers):
+            answer = WholeAnswer(self._blocks)
+            self.close()
+            return answer
+        return result
+
+    def _open(self) -> None:
+        if self._response.has_trailers:
+            self._environ["wsgi.ext.http.send_trailers"]([])  # which are told of in http.response.start
+        super()._open()
+
+    def _get_state(self) -> dict[str, Any]:
+        outer = outer_scope(self._environ)
+        state: dict[str, Any] = {} if outer is None else outer.get("state", {})  # the very object
+        for name, value in self._life.state.items():
+            state.setdefault(name, value)
+        return state
+
+
+# -- Theory -----------------------------------------------------------------------------------------------------------
+#
+# The server's thread is the cycle's, which waits for it; its guest, a WsgiToAsgi inside, borrows it for steps. A step
+# may wait itself: then it serves the cycle, and does all that the thread does while it waits. Another thread of the
+# guest's app may do that as well (it reads wsgi.input, say, and the step waits for the thread).
+#
+# `_serving` is held by the one thread that serves the cycle: by the server's, but for the time that a step takes.
+
+
+class _LentThread:
+    """The server's thread of a request, while it is lent; see `nesting.LentThread`."""
+
+    __slots__ = ("_cycle", "_finish", "_over", "_serving", "_waits")
+
+    def __init__(self, cycle: _Cycle) -> None:
+        self._cycle = cycle
+        self._finish: Callable[[], None] = _nothing_to_finish
+        self._over = False
+        self._waits = False  # somebody serves
+        self._serving = threading.Lock()
+        self._serving.acquire()
+
+    # In the loop
+
+    def begin(self, finish: Callable[[], None]) -> bool:
+        self._finish = finish
+        self._cycle._lent = self
+        return not self._cycle.closed  # the thread sets this, then looks for a guest: one of us sees the other
+
+    def ask(self, step: Callable[[], Callable[[], object]]) -> None:
+        cycle = self._cycle
+        cycle._step = step
+        cycle._loop.tell(cycle._turn)
+
+    def wake(self) -> None:
+        if self._waits:
+            self._cycle._loop.tell(self._cycle._turn)
+
+    @property
+    def given(self) -> int:
+        return self._cycle._given
+
+    # The server's thread, and what it runs
+
+    def run(self, step: Callable[[], T]) -> T:
+        """Run a step, which may block as long as it likes."""
+        self._cycle._loop.keep()
+        self._serving.release()
+        try:
+            return step()
+        finally:
+            if not self._over:
+                self._serving.acquire()
+
+    def serve(self, until: Callable[[], bool], callback: Callable[[], object] | None) -> None:
+        with self._serving:
+            if self._over:
+                return
+            self._waits = True
+            try:
+                self._cycle._serve(until, callback)
+            finally:
+                self._waits = False
+
+    def give_back(self) -> None:
+        self._over = True
+        self._finish = _nothing_to_finish
+        self._cycle._lent = None
+        self._cycle._step = None
+
+    def leave(self) -> None:
+        """Have the guest come to its end: the thread is about to leave."""
+        self.run(self._finish)
+
+    def leave_loop(self) -> None:
+        self._cycle._loop.hand_over()
+
+    @property
+    def writes(self) -> bool:
+        return self._cycle._lets_write()
+
+    def post(self, callback: Callable[[], object]) -> None:
+        self._cycle._loop.post(callback)
+
+    def has_left(self) -> bool:
+        cycle = self._cycle
+        if cycle._gone:
+            return True
+        probe = _find_probe(cycle._environ)
+        return probe is not None and probe()
+
+
+def _nothing_to_finish() -> None:
+    pass
+
+
 class _Result:
     """What the server gets: the blocks of a cycle's response."""
 
@@ -1283,7 +1610,7 @@ def _tells_of_leaving(error: BaseException | None) -> bool:
     Starlette raises a ClientDisconnect of its own out of ours.
     """
     while error is not None:
-        if isinstance(error, (ClientDisconnected, asyncio.CancelledError)):
+        if isinstance(error, ClientDisconnected) or is_cancellation(error):
             return True
         if isinstance(error, BaseExceptionGroup):
             return all(map(_tells_of_leaving, cast("BaseExceptionGroup[BaseException]", error).exceptions))

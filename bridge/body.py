@@ -62,6 +62,10 @@ class WsgiInput:
             reader = self._reader = io.BufferedReader(InputStream(self._next_chunk))
         return reader
 
+    def read1(self, size: int = -1) -> bytes:
+        """What is there of the body, and if nothing is, the next chunk of it."""
+        return self._open().read1(size)
+
     def __getattr__(self, name: str) -> Any:  # read, readline, readlines, and all else that a file has
         return getattr(self._open(), name)
 
@@ -92,7 +96,8 @@ class BodyReader:
         stream = environ.get("wsgi.input")
         if stream is None:
             stream, self._remaining = io.BytesIO(), 0
-        self._read: Callable[[int], bytes] | None = stream.read  # None after the last message
+        # None after the last message. Of a stream of our own the chunks come as they arrive, not in full pieces.
+        self._read: Callable[[int], bytes] | None = stream.read1 if type(stream) is WsgiInput else stream.read
         self.complete: bool = self._remaining == 0
 
     def next_message(self) -> HTTPRequestEvent | HTTPDisconnectEvent:

@@ -19,11 +19,11 @@ import anyio
 from anyio.lowlevel import current_token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from anyio.lowlevel import EventLoopToken
 
-__all__ = ["Closed", "Door", "ToLoop", "ToThread", "current_door"]
+__all__ = ["Closed", "Door", "StepsToLoop", "StepsToThread", "ToLoop", "ToThread", "current_door"]
 
 T = TypeVar("T")
 
@@ -457,3 +457,134 @@ class ToThread(Generic[T]):
         if sleeper is not None:
             # From the loop's own thread: nobody else closes.
             self._door.wake(sleeper)
+
+
+# -- The channels of a thread that comes step by step ------------------------------------------------------------------
+#
+# The thread has other work, too: it waits for the loop, or runs it. So it never sleeps in a channel. Between two steps
+# it is away; within a step it waits by `serve`, which does that other work meanwhile. What it puts is seen by the task
+# when the step is over, or when the thread serves: each of these runs `wake` in the loop.
+
+
+class StepsToLoop(ToLoop[T]):
+    """A `ToLoop` of which the thread comes for a step whenever the task has nothing left to do.
+
+    Args:
+        door: Of the task's loop.
+        ask: Asks the thread for its next step. Awaited by the task.
+        wake: Has the thread, if it serves, look again at what it waits for. In the loop.
+    """
+
+    def __init__(self, door: Door, ask: Callable[[], Awaitable[object]], wake: Callable[[], None]) -> None:
+        super().__init__(door, 0)
+        self._ask = ask
+        self._wake_thread = wake
+        self._asked = False  # the thread has been asked for a step, which is not over
+
+    def put(self, item: T, size: int = 0) -> None:
+        """Hand an item over. It is not waited for: the thread is asked for more when all of it was sent."""
+        with self._mutex:
+            if self._closed:
+                raise Closed
+            self._items.append(item)
+            self._size += size
+
+    def put_last(self, *items: T) -> None:
+        with self._mutex:
+            self._closed = True
+            self._items.extend(items)
+
+    async def get(self) -> list[T]:
+        while True:
+            with self._mutex:
+                if self._items:
+                    items, self._items = self._items, []
+                    return items
+            if not self._asked:
+                self._asked = True
+                await self._ask()
+            with self._mutex:
+                if self._items:
+                    continue
+                sleeper = self._door.make_sleeper()
+                self._on_put = functools.partial(self._door.wake, sleeper)
+            await sleeper
+
+    def sent(self, size: int) -> None:
+        with self._mutex:
+            self._size -= size
+        if self.empty:
+            self._wake_thread()
+
+    def close(self) -> None:
+        super().close()
+        self._wake_thread()
+
+    def wake(self) -> None:
+        """Have the task look for items. In the loop."""
+        on_put, self._on_put = self._on_put, None
+        if on_put is not None:
+            on_put()
+
+    def end_step(self) -> None:
+        """Say that the step is over. In the loop."""
+        self._asked = False
+        self.wake()
+
+    def detach(self) -> None:
+        """Let go of those who are asked and woken: they hold this channel."""
+        self._ask, self._wake_thread = _ask_nobody, _wake_nobody
+
+    @property
+    def empty(self) -> bool:
+        """Whether all that was put with a size has been sent, or never will be."""
+        return self._closed or not self._size
+
+
+class StepsToThread(ToThread[T]):
+    """A `ToThread` of which the thread waits by serving.
+
+    Args:
+        door: Of the task's loop.
+        serve: Waits until something is so, or will never be. In the thread.
+        wake: Has it look again. In the loop.
+    """
+
+    def __init__(self, door: Door, serve: Callable[[Callable[[], bool]], None], wake: Callable[[], None]) -> None:
+        super().__init__(door, 0)
+        self._serve = serve
+        self._wake = wake
+
+    def put(self, item: T, size: int = 0) -> None:
+        super().put(item, size)
+        self._wake()
+
+    def get(self) -> T:
+        self._serve(self._has_news)
+        item = self.get_nowait()
+        if item is None:  # whoever was to bring it has gone, or another thread was quicker
+            raise Closed
+        return item
+
+    def _has_news(self) -> bool:
+        return bool(self._items) or self._closed
+
+    def detach(self) -> None:
+        """Let go of those who serve and are woken: they hold this channel."""
+        self._serve, self._wake = _serve_nobody, _wake_nobody
+
+    def close(self) -> None:
+        super().close()
+        self._wake()
+
+
+async def _ask_nobody() -> None:
+    pass
+
+
+def _wake_nobody() -> None:
+    pass
+
+
+def _serve_nobody(until: Callable[[], bool]) -> None:
+    pass

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import traceback
 from typing import TYPE_CHECKING, Any
+
+import anyio
 
 from bridge.errors import ProtocolError, shown
 
@@ -83,7 +84,7 @@ class Lifespan:
         self._app = app
         self._on_change = on_change
         self._started = False  # the app has received lifespan.startup
-        self._stop = asyncio.Event()
+        self._stop = anyio.Event()
 
     async def run(self) -> None:
         """Live, from startup to shutdown."""

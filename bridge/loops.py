@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import itertools
 import math
 import os
@@ -16,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio
+
 from bridge import threads
 from bridge.threads import Lock, get_ident
 
@@ -24,7 +27,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["LoopPool", "Turn", "TurnedLoop", "notice_fork"]
+__all__ = [
+    "LentLoop",
+    "LoopPool",
+    "ServedLoop",
+    "Turn",
+    "TurnedLoop",
+    "has_ended",
+    "is_cancellation",
+    "notice_fork",
+]
 
 WATCH_SECONDS = 0.012
 """How often the watch looks at loops that may be left alone. Each look costs the threads that are busy then a hand-over
@@ -42,6 +54,9 @@ those that do are left."""
 
 MADE_TASKS = 64
 """Tasks that a request may make before those that have ended are sorted out."""
+
+LOOK_SECONDS = 1.0
+"""How often a thread that waits for a lent loop looks whether there still is one."""
 
 POOLED_LOOPS = 64
 """Loops that one pool keeps. Each holds three file descriptors."""
@@ -108,6 +123,10 @@ class Turn:
     def _sleep(self) -> None:
         assert self._lock is not None
         self._lock.acquire()
+
+    def _sleep_for(self, seconds: float) -> bool:
+        assert self._lock is not None
+        return self._lock.acquire(timeout=seconds)
 
     def _wake(self) -> None:
         lock = self._lock
@@ -211,6 +230,14 @@ class TurnedLoop:
                 self._watched = self._watched or watch
             if watch:
                 _watch.add(self)
+
+    def hand_over(self) -> None:
+        """Have the keeper run the loop now, if nobody does."""
+        with self._mutex:
+            if self._closed or self._leader is not None:
+                return
+            keeper = self._leader = self._get_keeper()
+        keeper._wake()
 
     def tell(self, turn: Turn) -> None:
         """Say that what a turn waits for has happened. From within the loop only."""
@@ -619,6 +646,161 @@ class LoopPool:
         while self._loops:
             with contextlib.suppress(IndexError):  # two close at once
                 self._loops.pop().close()
+
+
+# -- Theory: a loop that is lent ---------------------------------------------------------------------------------------
+#
+# Where a server outside runs a loop, nobody here has to: whoever waits is a follower for ever, and all that has to be
+# done in the loop is posted. The loop may be trio's. Then `native` does for it what asyncio's loops do by themselves,
+# as far as a request needs it; its tasks are trio's system tasks, for what they belong to is a request that may end by
+# itself before they do, and no nursery of it can wait for them without holding it up.
+
+
+class LentLoop:
+    """A loop that a server outside runs, as a `TurnedLoop` that somebody else leads.
+
+    Args:
+        native: The event loop, or trio's token.
+        ring: Has the loop run a callback; from any thread. Raises RuntimeError where the loop has ended.
+        at_shutdown: Takes a coroutine function, to be called when the server outside shuts down.
+
+    Attributes:
+        native: The event loop, or what can be done with trio's in the manner of asyncio's.
+        key: What the loop is known by.
+    """
+
+    def __init__(
+        self,
+        native: Any,
+        ring: Callable[[Callable[[], None]], None],
+        at_shutdown: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
+    ) -> None:
+        self.key = native
+        self.native: Any = native if isinstance(native, asyncio.AbstractEventLoop) else _TrioLoop()
+        self.at_shutdown = at_shutdown
+        self._ring = ring
+
+    def wait(self, turn: Turn, callback: Callable[[], object] | None = None) -> None:
+        """Return once the turn was told; see `TurnedLoop.wait`."""
+        if asyncio._get_running_loop() is self.native:
+            raise RuntimeError("an event loop cannot be waited for by what runs in it")
+        turn._prepare()
+        if callback is not None:
+            self._ring(partial(_call, contextvars.copy_context(), callback))
+        while not turn.told:
+            if not turn._sleep_for(LOOK_SECONDS):
+                self._ring(_nothing)  # raises, if nobody will ever tell
+
+    def tell(self, turn: Turn) -> None:
+        if not turn.told:  # else its thread is on its way to look
+            turn.told = True
+            turn._wake()
+
+    def is_led_by(self, turn: Turn) -> bool:
+        return False
+
+    def post(self, callback: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._ring(partial(_call, contextvars.copy_context(), callback))
+
+    def keep(self) -> None:
+        """Nothing to be done: the loop runs."""
+
+    def hand_over(self) -> None:
+        """Nothing to be done: the loop runs."""
+
+
+class ServedLoop(LentLoop):
+    """A lent loop of which the server's thread is lent, too: to wait is to serve.
+
+    Args:
+        thread: Of the outer request; see `nesting.LentThread`.
+    """
+
+    def __init__(
+        self, native: Any, thread: Any, at_shutdown: Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+    ) -> None:
+        super().__init__(native, thread.post, at_shutdown)
+        self._thread = thread
+
+    def wait(self, turn: Turn, callback: Callable[[], object] | None = None) -> None:
+        self._thread.serve(lambda: turn.told, callback)
+
+    def tell(self, turn: Turn) -> None:
+        turn.told = True
+        self._thread.wake()
+
+    def hand_over(self) -> None:
+        self._thread.leave_loop()
+
+
+def _call(context: contextvars.Context, callback: Callable[[], object]) -> None:
+    context.run(callback)
+
+
+def _nothing() -> None:
+    pass
+
+
+def has_ended(loop: object) -> bool:
+    """Whether nothing will ever run on a loop again; of trio's that is not known."""
+    return isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed()
+
+
+def is_cancellation(error: BaseException | None) -> bool:
+    """Whether an error is a loop's word that a task is to end."""
+    trio = sys.modules.get("trio")
+    return isinstance(error, asyncio.CancelledError) or (trio is not None and isinstance(error, trio.Cancelled))
+
+
+class _TrioLoop:
+    """What a request asks of an asyncio loop, on trio. To be used in the loop alone."""
+
+    def create_future(self) -> _TrioFuture:
+        return _TrioFuture()
+
+    def create_task(self, coroutine: Coroutine[Any, Any, None]) -> _TrioTask:
+        return _TrioTask(coroutine)
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> _TrioTask:
+        return _TrioTask(_call_later(delay, partial(callback, *args)))
+
+
+async def _call_later(delay: float, callback: Callable[[], object]) -> None:
+    await anyio.sleep(delay)
+    callback()
+
+
+class _TrioFuture:
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def done(self) -> bool:
+        return self._event.is_set()
+
+    def set_result(self, result: None) -> None:
+        self._event.set()
+
+    def __await__(self) -> Any:
+        return self._event.wait().__await__()
+
+
+class _TrioTask:
+    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        import trio
+
+        self._scope = trio.CancelScope()
+        trio.lowlevel.spawn_system_task(self._run, coroutine, context=contextvars.copy_context())
+
+    async def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        with self._scope:
+            await coroutine
+
+    def cancel(self) -> None:
+        self._scope.cancel()
+
+    def get_loop(self) -> None:
+        """None of asyncio's."""
 
 
 class _Watch:

@@ -1,18 +1,40 @@
 """How one world's request rides in the other's, so that a wrapper inside a wrapper finds what lies outside of both.
 
 WsgiToAsgi puts the scope into ``environ["asgi.scope"]``; AsgiToWsgi puts the environ into
-``scope["extensions"]["wsgi.environ"]``.
+``scope["extensions"]["wsgi.environ"]``. Beside them lies what the wrapper outside can lend to one inside: AsgiToWsgi
+the server's thread, which waits for this request and has nothing else to do; WsgiToAsgi the server's event loop, which
+the thread of this request can wait for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-__all__ = ["ENVIRON", "SCOPE", "outer_environ", "outer_scope", "server_keys"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "ENVIRON",
+    "LOOP",
+    "SCOPE",
+    "THREAD",
+    "LentThread",
+    "WholeAnswer",
+    "borrow_thread",
+    "inherit",
+    "outer_environ",
+    "outer_scope",
+    "server_keys",
+]
 
 SCOPE = "asgi.scope"
 ENVIRON = "wsgi.environ"
+THREAD = "bridge.thread"
+LOOP = "bridge.loop"
+
+_MESSAGES = ("http.response.pathsend", "http.response.early_hint", "http.response.trailers")
+"""The extensions that both kinds of server have messages for."""
 
 _REQUEST_KEYS = frozenset(
     "CONTENT_LENGTH CONTENT_TYPE HTTPS PATH_INFO QUERY_STRING RAW_URI REMOTE_ADDR REMOTE_PORT REQUEST_METHOD "
@@ -33,6 +55,97 @@ def outer_scope(environ: Mapping[str, Any]) -> dict[str, Any] | None:
     return environ.get(SCOPE)
 
 
+def inherit(scope: dict[str, Any], outer: Mapping[str, Any]) -> None:
+    """Complete the scope of an environ by what no environ tells of the outer scope.
+
+    That is what the ASGI server and middleware before us said beside the request (``state``, ``session``, ``user``),
+    the very objects; and of the extensions those that tell an app something, but no messages that the server does not
+    take.
+    """
+    for key, value in outer.items():
+        if key not in scope:
+            scope[key] = value
+    extensions = scope["extensions"]
+    offered: Mapping[str, Any] = outer.get("extensions") or {}
+    for name in _MESSAGES:
+        if name in extensions and name not in offered:
+            del extensions[name]
+    for name, value in offered.items():
+        if name not in extensions and not name.startswith(("http.", "websocket.")):
+            extensions[name] = value
+
+
 def server_keys(environ: Mapping[str, Any]) -> dict[str, Any]:
     """What a WSGI server and the middleware before us said beside the request: REMOTE_USER, SSL_*, mod_wsgi.*."""
     return {key: value for key, value in environ.items() if key not in _REQUEST_KEYS and key[:5] != "HTTP_"}
+
+
+class LentThread(Protocol):
+    """A server's thread, as it is lent to run a WSGI app step by step. "In the loop", "in a step": who may call."""
+
+    def begin(self, finish: Callable[[], None]) -> bool:
+        """Take the thread. In the loop.
+
+        Args:
+            finish: Run by the thread when it leaves the request, unless it was given back before.
+
+        Returns:
+            False if the thread has left already.
+        """
+        ...
+
+    def ask(self, step: Callable[[], Callable[[], object]]) -> None:
+        """Have the thread run a step, and the loop what the step returns. In the loop."""
+        ...
+
+    def serve(self, until: Callable[[], bool], callback: Callable[[], object] | None) -> None:
+        """Do meanwhile what the request asks its thread for, until something is so. In a step.
+
+        Args:
+            callback: Run in the loop first.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Have who serves look again whether it is so. In the loop."""
+        ...
+
+    def post(self, callback: Callable[[], object]) -> None:
+        """Run a callback in the loop. From any thread."""
+        ...
+
+    def give_back(self) -> None:
+        """Need the thread no more. In a step."""
+        ...
+
+    def leave_loop(self) -> None:
+        """Have the loop run at once by someone else, as long as the step is busy. In a step."""
+        ...
+
+    def has_left(self) -> bool:
+        """Whether the client has. From any thread."""
+        ...
+
+    @property
+    def writes(self) -> bool:
+        """Whether blocks reach the server while a step is under way. In a step."""
+        ...
+
+    @property
+    def given(self) -> int:
+        """How much of its response the server was given so far. In the loop."""
+        ...
+
+
+class WholeAnswer(list[bytes]):
+    """A whole body in one block, as an inner wrapper gives it to an outer one, which then wakes its loop but once."""
+
+    def close(self) -> None:
+        """Nothing is left to be done."""
+
+
+def borrow_thread(scope: Mapping[str, Any]) -> LentThread | None:
+    """The server's thread of this request, None if there is none or somebody else has it."""
+    extensions = scope.get("extensions")
+    lend: Callable[[], LentThread | None] | None = extensions.get(THREAD) if extensions else None
+    return lend() if lend is not None else None

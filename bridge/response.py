@@ -101,6 +101,7 @@ class WsgiResponse:
         self._method = method
         self._length = _UNKNOWN_LENGTH
         self._start: ASGISendEvent | None = None  # kept back in STARTED
+        self._trailers: list[tuple[bytes, bytes]] | None = None  # once the app has said that there are some
 
     @property
     def declared(self) -> int | None:
@@ -129,8 +130,24 @@ class WsgiResponse:
         code = int(status[:3])
         self.bodiless = is_bodiless(self._method, code)
         self._length = _Length(declared, self.bodiless)
-        self._start = {"type": "http.response.start", "status": code, "headers": encoded, "trailers": False}
+        trailers = self._trailers is not None
+        self._start = {"type": "http.response.start", "status": code, "headers": encoded, "trailers": trailers}
         self.state = State.STARTED
+
+    def add_trailers(self, headers: list[tuple[str, str]]) -> None:
+        """Take headers that are to follow the body; none, to say that some will be given later.
+
+        Raises:
+            ProtocolError: Status and headers are out, and did not tell of trailers; or one is malformed.
+        """
+        encoded = encode_headers(headers)
+        if self._trailers is None:
+            if self.state not in (State.NOTHING, State.STARTED):
+                raise ProtocolError(f"trailers were first told of after the body had begun: {shown(headers)}")
+            self._trailers = []
+            if self._start is not None:
+                self._start["trailers"] = True  # type: ignore[typeddict-unknown-key]
+        self._trailers += encoded
 
     def block(self, data: bytes, last: bool = False) -> tuple[ASGISendEvent, ...]:
         """The messages for a block that the app yielded or wrote; none for an empty one.
@@ -170,6 +187,13 @@ class WsgiResponse:
         self.state = State.COMPLETE
         return self._start, {"type": "http.response.pathsend", "path": path}  # type: ignore[return-value]
 
+    def end_trailers(self) -> tuple[ASGISendEvent, ...]:
+        """The messages that follow the last of the body."""
+        if self._trailers is None:
+            return _NO_MESSAGES
+        trailers, self._trailers = self._trailers, None
+        return ({"type": "http.response.trailers", "headers": trailers, "more_trailers": False},)
+
     def end(self) -> tuple[ASGISendEvent, ...]:
         """The messages for the end of the app's blocks; none where the last block was known to be the last.
 
@@ -208,7 +232,7 @@ class AsgiResponse:
         self._method = method
         self._extensions = extensions
         self._bodiless = False
-        self._has_trailers = False
+        self.has_trailers = False  # the app has said that some will follow
         self._length = _UNKNOWN_LENGTH
 
     def send(self, message: Mapping[str, Any]) -> bytes:
@@ -251,7 +275,7 @@ class AsgiResponse:
         self.status = _STATUS_LINES.get(status) or f"{status} Unknown"
         self._bodiless = is_bodiless(self._method, status)
         self._length = _Length(declared, self._bodiless)
-        self._has_trailers = bool(message.get("trailers", False)) and "http.response.trailers" in self._extensions
+        self.has_trailers = bool(message.get("trailers", False)) and "http.response.trailers" in self._extensions
         self.state = STARTED
 
     def _body(self, message: Mapping[str, Any]) -> bytes:
@@ -269,7 +293,7 @@ class AsgiResponse:
             self.state = BODY
         else:
             self._length.check_end(len(body))
-            self.state = TRAILERS if self._has_trailers else COMPLETE
+            self.state = TRAILERS if self.has_trailers else COMPLETE
         return b"" if self._bodiless else body
 
     def _pathsend(self, message: Mapping[str, Any]) -> None:
@@ -279,7 +303,7 @@ class AsgiResponse:
             raise ProtocolError(f"'http.response.pathsend' expected an absolute path, got {shown(path)}")
         if not self._bodiless:
             self.path = path
-        self.state = TRAILERS if self._has_trailers else COMPLETE
+        self.state = TRAILERS if self.has_trailers else COMPLETE
 
     def _trailers(self, message: Mapping[str, Any]) -> None:
         self._expect(TRAILERS, message)

@@ -22,18 +22,29 @@ import asgiref.local
 from asgiref.sync import SyncToAsync
 
 from bridge.body import WsgiInput
-from bridge.channel import Closed, ToLoop, ToThread, current_door
+from bridge.channel import Closed, StepsToLoop, StepsToThread, ToLoop, ToThread, current_door
 from bridge.environ import build_environ
 from bridge.errors import BadRequest, ClientDisconnected, ProtocolError, UnsupportedScope, shown, shown_requests
 from bridge.files import FileWrapper, sendable_path
 from bridge.headers import encode_headers
 from bridge.kinds import Kind, check_app
 from bridge.lifespan import answer_lifespan
+from bridge.loops import LentLoop, ServedLoop, has_ended
+from bridge.nesting import LOOP, WholeAnswer, borrow_thread
 from bridge.response import State, WsgiResponse
 from bridge.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Iterable,
+        Iterator,
+        Mapping,
+        MutableMapping,
+    )
     from contextlib import AbstractAsyncContextManager
     from typing import IO, BinaryIO, TypeAlias
     from wsgiref.types import WSGIApplication
@@ -41,6 +52,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
     from asgiref.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
+    from bridge.nesting import LentThread
     from bridge.workers import Place
 
     _Item: TypeAlias = "_Word | tuple[tuple[ASGISendEvent, ...], int]"
@@ -86,6 +98,10 @@ _LocalStorage: Any = _move_here and getattr(asgiref.local, "_Storage", None)
 
 # Where anyio.run says what runs in its thread: anyio uses sniffio if it is there.
 _running_library: Any = getattr(sys.modules.get("sniffio"), "current_async_library_cvar", None)
+
+SETTLE_TURNS = 20
+"""Turns of the loop that middleware may take to hand a block on, before its app is asked for the next. A guess: each
+BaseHTTPMiddleware takes two or three."""
 
 logger: logging.Logger = logging.getLogger("bridge")
 
@@ -136,6 +152,7 @@ class WsgiToAsgi:
         self._workers = Workers(threads, streams)
         self._lifespan = lifespan
         self._state: Mapping[str, Any] | None = None  # where the server carries none
+        self._guests: list[tuple[object, Callable[[], Coroutine[Any, Any, None]]]] = []  # the loop of each, and its end
 
     async def __call__(self, scope: Scope | MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one scope of a server.
@@ -149,7 +166,11 @@ class WsgiToAsgi:
         if kind == "http":
             if self._state is not None and "state" not in scope:
                 scope["state"] = dict(self._state)
-            await _Cycle(self.app, self._workers, scope, receive, send).run()
+            thread = borrow_thread(scope)
+            if thread is None:
+                await _Cycle(self, scope, receive, send).run()
+            else:
+                await _LentCycle(self, scope, receive, send, thread).run()
         elif kind == "lifespan":
             await answer_lifespan(self._live(), cast("dict[str, Any]", scope), receive, send)
         elif kind == "websocket":
@@ -164,6 +185,7 @@ class WsgiToAsgi:
     async def _live(self) -> AsyncGenerator[Mapping[str, Any] | None]:
         async with contextlib.AsyncExitStack() as stack:
             state = await stack.enter_async_context(self._lifespan(self)) if self._lifespan else None
+            stack.push_async_callback(self._stop_guests)
             # Left first: the requests in flight still have what the lifespan made.
             stack.push_async_callback(self._stop_workers)
             self._state = state
@@ -193,6 +215,14 @@ class WsgiToAsgi:
         """What is going on, for metrics; from any thread, at the cost of reading a few numbers."""
         workers = self._workers
         return WsgiToAsgiStatistics(workers.alive, workers.running, workers.streaming, workers.waiting)
+
+    async def _stop_guests(self) -> None:
+        """Have those shut down that have started on this loop at a request of ours."""
+        here = current_door().native
+        guests, self._guests = self._guests, []
+        for loop, stop in guests:
+            if loop is here:
+                await stop()
 
     def close(self) -> None:
         """Wait for the requests in flight, and stop the threads. A later request starts new ones."""
@@ -259,21 +289,19 @@ class _Cycle:
 
     # Thousands may wait: with a dict each of them would hold five times as much.
     __slots__ = tuple(
-        "_ahead _app _app_context _app_error _body_begun _body_complete _body_read _brought _caller_context "
-        "_claim _deaf _door _environ _expected _gone _inlet _items _last_item _outlet _place _receive _receiving "
-        "_response _scope _send _server_error _streams _wanted _worker _workers".split()
+        "_ahead _app_context _app_error _body_begun _body_complete _body_read _brought _caller_context "
+        "_claim _deaf _door _environ _expected _gone _inlet _items _last_item _outlet _owner _place _receive "
+        "_receiving _response _scope _send _server_error _streams _wanted _worker".split()
     )
 
     def __init__(
         self,
-        app: WSGIApplication,
-        workers: Workers,
+        owner: WsgiToAsgi,
         scope: MutableMapping[str, Any] | Scope,
         receive: ASGIReceiveCallable,
         send: ASGISendCallable,
     ) -> None:
-        self._app = app
-        self._workers = workers
+        self._owner = owner
         self._scope = cast("dict[str, Any]", scope)
         self._receive = receive
         self._send = send
@@ -318,8 +346,7 @@ class _Cycle:
         except BadRequest as error:
             await self._refuse(error)
             return
-        if not self._receive_ahead():
-            self._workers.submit(self._work)
+        self._begin_work()
         self._door.alarm(self, self._on_slow)
         try:
             if not await self._relay(None):
@@ -343,15 +370,37 @@ class _Cycle:
         environ = build_environ(self._scope, cast("BinaryIO", stream))
         environ["asgi.event_loop_token"] = self._door.token
         environ["waitress.client_disconnected"] = self._is_gone
+        environ[LOOP] = self._lend_loop
         environ.setdefault("wsgi.file_wrapper", FileWrapper)
         extensions = self._scope.get("extensions")
         if extensions and "http.response.early_hint" in extensions:
             environ["wsgi.early_hints"] = self._send_early_hints
+        if extensions and "http.response.trailers" in extensions:
+            environ["wsgi.ext.http.send_trailers"] = self._response.add_trailers
         length = environ.get("CONTENT_LENGTH")
         self._expected = int(length) if length else None
         if environ.get("HTTP_EXPECT", "").lower() == "100-continue":
             self._wanted = anyio.Event()
         return environ
+
+    def _begin_work(self) -> None:
+        if not self._receive_ahead():
+            self._owner._workers.submit(self._work)
+
+    def _lend_loop(self) -> LentLoop:
+        """The server's loop, for an AsgiToWsgi inside."""
+        return LentLoop(self._door.native, self._ring, self._add_guest)
+
+    def _ring(self, callback: Callable[[], None]) -> None:
+        try:
+            self._door.ring(callback)
+        except Closed as error:
+            raise RuntimeError("the event loop of the server has ended") from error
+
+    def _add_guest(self, stop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        guests = self._owner._guests
+        guests[:] = [guest for guest in guests if not has_ended(guest[0])]
+        guests.append((self._door.native, stop))
 
     async def _refuse(self, error: BadRequest) -> None:
         text = f"Bad Request: {error}\n".encode("utf-8", "replace")
@@ -409,7 +458,7 @@ class _Cycle:
         if not isinstance(loop, asyncio.AbstractEventLoop):
             return False
         self._ahead = loop.create_task(self._receive_first_chunk())
-        loop.call_soon(self._workers.submit, self._work)
+        loop.call_soon(self._owner._workers.submit, self._work)
         return True
 
     async def _receive_first_chunk(self) -> None:
@@ -535,7 +584,7 @@ class _Cycle:
         due = anyio.current_time() + STREAM_SECONDS
         while True:
             await anyio.sleep(CROWDED_SECONDS)
-            leaves = self._workers.waiting or anyio.current_time() >= due
+            leaves = self._owner._workers.waiting or anyio.current_time() >= due
             if leaves and self._place is not None and self._place.give_back():
                 return
 
@@ -594,32 +643,40 @@ class _Cycle:
             self._app_context.run(self._run_app)
         except BaseException as error:
             self._app_error = error
+        SyncToAsync.threadlocal.main_event_loop = None  # an idle thread keeps neither a loop nor a request
+        self._end_work()
+
+    def _end_work(self) -> None:
         if self._brought is not None:
             self._brought.close()
-        SyncToAsync.threadlocal.main_event_loop = None  # an idle thread keeps neither a loop nor a request
         if self._last_item is None:
             self._outlet.put_last(_Word.DONE)
         else:
             self._outlet.put_last(self._last_item, _Word.DONE)
 
-    def _run_app(self) -> None:
-        self._settle_context()
-        # Where asgiref's async_to_sync finds the server's loop; sync_to_async leaves the same in its threads. It knows
-        # asyncio alone: under trio it makes a loop of its own, rather than take that of this thread's former request.
+    def _show_loop_to_asgiref(self) -> None:
+        """Leave the server's loop where async_to_sync finds it; sync_to_async leaves the same in its threads.
+
+        It knows asyncio alone: under trio it makes a loop of its own, rather than take that of this thread's former
+        request.
+        """
         loop = self._door.native
         known = isinstance(loop, asyncio.AbstractEventLoop)
         SyncToAsync.threadlocal.main_event_loop = _LoopForAsgiref(loop, self._bring_body) if known else None
         SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
+
+    def _run_app(self) -> None:
+        self._settle_context()
+        self._show_loop_to_asgiref()
         # The environ holds us by wsgi.input: let go of it, so that no request has to wait for the garbage collector.
         environ, self._environ = self._environ, {}
-        result = self._app(environ, self._start_response)
+        result = self._owner.app(environ, self._start_response)
         del environ
         try:
-            self._give_body(result)
+            for _ in self._give_body(result):
+                pass
         finally:
-            close = getattr(result, "close", None)
-            if close is not None:
-                close()
+            _close(result)
 
     def _settle_context(self) -> None:
         """Make what the context says of a thread true of this one.
@@ -640,31 +697,46 @@ class _Cycle:
         if settled:
             self._caller_context = contextvars.copy_context()  # only what the app changes goes back
 
-    def _give_body(self, result: Iterable[bytes]) -> None:
+    def _give_body(self, result: Iterable[bytes]) -> Iterable[None]:
+        """Give what the app returned, by steps: at the end of each, what was given has to be sent before the next.
+
+        Returns:
+            The steps that are left.
+        """
         response = self._response
-        if type(result) in (list, tuple) and len(cast("list[bytes]", result)) == 1:
+        if type(result) in _LISTS and len(cast("list[bytes]", result)) == 1:
             # The common answer: one block, no close(), and nothing left to do. It crosses together with the end.
-            messages = response.block(cast("list[bytes]", result)[0], last=True)
+            messages = response.block(cast("list[bytes]", result)[0], last=True) + response.end_trailers()
             self._last_item = (messages, 0) if messages else None
-            return
-        if isinstance(result, FileWrapper) and self._offers("http.response.pathsend"):
-            path = sendable_path(result.filelike, response.declared)
+            return ()
+        file = self._get_wrapped_file(result)
+        if file is not None and self._offers("http.response.pathsend"):
+            path = sendable_path(file, response.declared)
             if path is not None and response.state is State.STARTED and not response.bodiless:
                 # No room is left beside it, so that close(), which may remove the file, waits until it was sent.
-                self._put(response.file(path), WINDOW + 1)
-                return
+                self._put(response.file(path) + response.end_trailers(), WINDOW + 1)
+                return (None,)
         if not (hasattr(result, "__iter__") or hasattr(result, "__getitem__")):
             raise ProtocolError(f"the app expected to return an iterable of bytes, returned {shown(result)}")
-        for block in result:
+        return self._give_blocks(iter(result))
+
+    def _get_wrapped_file(self, result: Any) -> Any:
+        """What the app has put into its ``wsgi.file_wrapper``, None if it has returned something else."""
+        return result.filelike if isinstance(result, FileWrapper) else None
+
+    def _give_blocks(self, blocks: Iterator[bytes]) -> Iterator[None]:
+        response = self._response
+        for block in blocks:
             messages = response.block(block)
             if messages:
                 # Behind the last block nothing comes, so nothing has to wait for it, and the thread is free.
                 self._put(messages, len(block) if response.state is State.BODY else None)
                 if response.bodiless:
                     return
+                yield
             elif self._gone:  # an app that yields nothing while it waits shall not wait for nobody
                 raise _client_left()
-        messages = response.end()
+        messages = response.end() + response.end_trailers()
         if messages:
             self._put(messages)
 
@@ -690,17 +762,18 @@ class _Cycle:
         try:
             item = self._inlet.get_nowait()
             if item is None:
-                thread = threading.get_ident()
-                if thread == self._door.thread:
-                    raise ProtocolError(
-                        "the app read wsgi.input in the event loop, where its body cannot be waited for"
-                    )
-                self._outlet.put(_Word.READ if thread == self._worker else _Word.READ_ASIDE)
+                self._ask_for_chunk()
                 item = self._inlet.get()
         except Closed:
             raise ClientDisconnected("the client left before the whole body was read") from None
         self._body_read = not item
         return item
+
+    def _ask_for_chunk(self) -> None:
+        thread = threading.get_ident()
+        if thread == self._door.thread:
+            raise _read_in_the_loop()
+        self._outlet.put(_Word.READ if thread == self._worker else _Word.READ_ASIDE)
 
     def _bring_body(self) -> None:
         """Bring the body before code of the app runs in the loop, which may read it there, but cannot wait for it."""
@@ -740,6 +813,208 @@ class _Cycle:
     def _is_gone(self) -> bool:
         """``waitress.client_disconnected``: whether the client has left."""
         return self._gone
+
+
+# -- Theory -----------------------------------------------------------------------------------------------------------
+#
+# Behind an AsgiToWsgi the thread that has brought the request waits for it, and nobody needs another: it is lent, and
+# runs the app in steps (C1). A step ends with the next block that the app yields. The host sends it, and asks for the
+# next step when send() is back: so the thread is free to carry the block to its server, and then to ask the app again.
+# What a step cannot do by itself, it has the thread do on the spot: where the app reads, the thread serves the request
+# meanwhile, and is asked, through all the middleware, for a piece of its own wsgi.input.
+#
+# The worker's part in _Cycle is kept by whoever runs the step, mostly the server's thread. It alone calls the app, and
+# closes what it returned: at the last step; or at the first that finds the client gone; or when its server has done
+# with the request, and it has to leave (`_finish`). Only if it never came to the first step, a worker has to do it all.
+#
+# There is no watch. The server tells its thread that the client has left; and to call receive() before the app reads
+# would have the thread wait for a body that nobody may want.
+
+_UNSTARTED: Iterator[None] = iter(())
+
+
+class _LentCycle(_Cycle):
+    """One HTTP request through a WSGI app, on the thread of the WSGI server that lies outside."""
+
+    def __init__(
+        self,
+        owner: WsgiToAsgi,
+        scope: MutableMapping[str, Any] | Scope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+        thread: LentThread,
+    ) -> None:
+        super().__init__(owner, scope, receive, send)
+        self._thread = thread
+        self._out: StepsToLoop[_Item] = StepsToLoop(self._door, self._ask, thread.wake)
+        self._outlet = self._out
+        self._in: StepsToThread[bytes] = StepsToThread(self._door, self._serve, thread.wake)
+        self._inlet = self._in
+        self._given = 0  # of the outer response, when the last step was asked for
+        self._refused = False  # the thread has left before the first step
+        # The steps'
+        self._steps = _UNSTARTED
+        self._result: Any = None
+        self._file_wrapper: Any = None  # the server's own, where it has one
+        self._over = False
+
+    # -- The host: in the loop --------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        await super().run()
+        self._out.detach()
+        self._in.detach()
+        if self._refused and not self._is_gone():
+            await _Cycle(self._owner, self._scope, self._receive, self._send).run()
+
+    def _begin_work(self) -> None:
+        if not self._thread.begin(self._finish):
+            self._refuse_work()
+
+    def _lend_loop(self) -> LentLoop:
+        return ServedLoop(self._door.native, self._thread, self._add_guest)
+
+    def _refuse_work(self) -> None:
+        self._refused = True
+        self._outlet.put_from_loop(_Word.DONE)
+
+    def _needs_watch(self, items: list[_Item]) -> bool:
+        return False
+
+    async def _receive_for_worker(self) -> None:
+        await self._receive_chunk()
+
+    async def _ask(self) -> None:
+        """Ask the thread for the next step, when what the last one gave is on its way to the server (W12).
+
+        Middleware may hand a block on by a task of its own, as Starlette's BaseHTTPMiddleware does: then send() is back
+        some turns of the loop before the block is out. It may also keep it for itself, as GZipMiddleware does.
+        """
+        if self._steps is not _UNSTARTED:
+            for _ in range(SETTLE_TURNS):
+                if self._thread.given != self._given:
+                    break
+                await anyio.lowlevel.checkpoint()
+        self._given = self._thread.given
+        self._thread.ask(self._step)
+
+    def _hang_up(self) -> None:
+        self._gone = True
+        self._inlet.close()
+        if self._response.state is not State.COMPLETE:
+            self._outlet.close()
+        self._thread.ask(self._step)  # it closes what the app has returned; if it is in a step, that one does
+
+    # -- The steps: in the server's thread ----------------------------------------------------------------------------
+
+    def _step(self) -> Callable[[], object]:
+        if not self._over and (self._worker or self._claim.acquire(blocking=False)):
+            self._worker = threading.get_ident()
+            local = SyncToAsync.threadlocal
+            former = getattr(local, "main_event_loop", None), getattr(local, "main_event_loop_pid", None)
+            self._show_loop_to_asgiref()
+            try:
+                self._over = self._app_context.run(self._advance)
+            except BaseException as error:
+                self._app_error = error
+                self._over = True
+            local.main_event_loop, local.main_event_loop_pid = former
+            if self._over:
+                self._steps, self._result = iter(()), None
+                self._end_work()
+                self._thread.give_back()
+        return self._out.end_step
+
+    def _advance(self) -> bool:
+        """Run the app to its next block.
+
+        Returns:
+            Whether it has come to its end.
+        """
+        if self._gone and self._steps is _UNSTARTED:
+            self._environ = {}
+            return True
+        over = True
+        try:
+            if self._steps is _UNSTARTED:
+                self._settle_context()
+                environ, self._environ = self._environ, {}
+                self._file_wrapper = environ["wsgi.file_wrapper"]
+                self._result = self._owner.app(environ, self._start_response)
+                del environ
+                self._steps = iter(self._give_body(self._result))
+            over = self._gone or next(self._steps, _END) is _END or self._gone
+        finally:
+            if over:
+                _close(self._result)
+        return over
+
+    def _finish(self) -> None:
+        """Come to the end, since the thread is about to leave: of the steps, if all of the response was given."""
+        if self._claim.acquire(blocking=False):
+            self._thread.post(self._refuse_work)
+            return
+        if self._response.state is not State.COMPLETE:
+            self._gone = True
+            self._outlet.close()
+        while not self._over:
+            self._step()
+        self._thread.post(self._out.end_step)
+
+    def _get_wrapped_file(self, result: Any) -> Any:
+        if isinstance(self._file_wrapper, type) and isinstance(result, self._file_wrapper):
+            return getattr(result, "filelike", None) or getattr(result, "file", None)  # waitress calls it so
+        return None
+
+    def _serve(self, until: Callable[[], bool]) -> None:
+        self._thread.serve(until, self._out.wake)
+
+    def _ask_for_chunk(self) -> None:
+        if asyncio._get_running_loop() is self._door.native:
+            raise _read_in_the_loop()
+        self._outlet.put(_Word.READ)
+
+    def _bring_body(self) -> None:
+        super()._bring_body()
+        self._thread.leave_loop()
+
+    def _put(self, messages: tuple[ASGISendEvent, ...], size: int | None = None) -> None:
+        super()._put(messages, size or 0)  # each has a size, so that the outlet knows what was sent
+
+    def _write(self, data: bytes) -> None:
+        """``write()``: the block goes to the server's own write(), or where it has none, waits here for the step's end.
+
+        Nothing but memory bounds what waits; for such servers PEP 3333 has the iterable.
+        """
+        super()._write(data)
+        self._flush()
+
+    def _send_early_hints(self, links: Iterable[tuple[str, str]]) -> None:
+        super()._send_early_hints(links)
+        self._flush()
+
+    def _flush(self) -> None:
+        if threading.get_ident() == self._worker and self._thread.writes:
+            self._serve(lambda: self._out.empty or not self._thread.writes)
+        if self._gone:
+            raise _client_left()
+
+    def _is_gone(self) -> bool:
+        return self._gone or self._thread.has_left()
+
+
+_END = object()
+_LISTS = (list, tuple, WholeAnswer)
+
+
+def _close(result: Any) -> None:
+    close = getattr(result, "close", None)
+    if close is not None:
+        close()
+
+
+def _read_in_the_loop() -> ProtocolError:
+    return ProtocolError("the app read wsgi.input in the event loop, where its body cannot be waited for")
 
 
 def _streams(messages: tuple[ASGISendEvent, ...]) -> bool:

@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from bridge.channel import PATIENCE, Closed, Door, ToLoop, ToThread, current_door
+from bridge.channel import PATIENCE, Closed, Door, StepsToLoop, StepsToThread, ToLoop, ToThread, current_door
 from tests.drivers import Signal, in_thread, run_in_thread
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
@@ -391,3 +391,70 @@ async def test_no_waking_is_lost_where_both_sides_answer_each_other(hasty: None)
             group.start_soon(reply, *pair)
     for call in calls:
         await call.result_async()
+
+
+# A thread that comes step by step -------------------------------------------------------------------------------------
+
+
+async def test_the_thread_is_asked_for_a_step_once_nothing_is_left() -> None:
+    """[C1]"""
+    asked: list[int] = []
+
+    async def ask() -> None:
+        asked.append(len(asked))
+        channel.put(f"item {len(asked)}", 1)  # as a thread does that is quick
+
+    channel: StepsToLoop[str] = StepsToLoop(current_door(), ask, lambda: None)
+    assert list(await channel.get()) == ["item 1"]
+    channel.end_step()
+    assert list(await channel.get()) == ["item 2"]
+    assert asked == [0, 1]
+
+
+async def test_who_waits_for_all_to_be_sent_is_woken_whatever_else_lies_there() -> None:
+    """[C1] A word from within the loop may have come meanwhile, which nobody sends."""
+
+    async def ask() -> None:
+        pass
+
+    woken = []
+    channel: StepsToLoop[str] = StepsToLoop(current_door(), ask, lambda: woken.append(channel.empty))
+    channel.put("block", 5)
+    assert not channel.empty
+    assert list(await channel.get()) == ["block"]
+    channel.put_from_loop("word")
+    channel.sent(5)
+    assert woken == [True]
+
+
+async def test_a_closed_channel_of_steps_refuses_what_is_put_but_the_last() -> None:
+    """[C1], [W16]"""
+
+    async def ask() -> None:
+        pass
+
+    woken = []
+    channel: StepsToLoop[str] = StepsToLoop(current_door(), ask, lambda: woken.append(channel.empty))
+    channel.close()
+    assert woken == [True]
+    with pytest.raises(Closed):
+        channel.put("block", 5)
+    channel.put_last("end")
+    assert list(await channel.get()) == ["end"]
+
+
+async def test_a_thread_that_reads_serves_meanwhile() -> None:
+    """[C1] It serves until there is an item, or never will be one."""
+    woken = []
+    brings = [lambda: channel.put(b"chunk", 5), lambda: channel.close()]
+
+    def serve(until: Callable[[], bool]) -> None:
+        assert not until()
+        brings.pop(0)()
+        assert until()
+
+    channel: StepsToThread[bytes] = StepsToThread(current_door(), serve, lambda: woken.append(True))
+    assert channel.get() == b"chunk"
+    with pytest.raises(Closed):
+        channel.get()
+    assert woken == [True, True]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bridge.nesting import ENVIRON, SCOPE, outer_environ, outer_scope, server_keys
+from bridge.nesting import ENVIRON, SCOPE, borrow_thread, inherit, outer_environ, outer_scope, server_keys
 
 OUTER: dict[str, Any] = {"REQUEST_METHOD": "GET"}
 
@@ -51,3 +51,38 @@ def test_the_servers_own_keys_are_all_but_the_request() -> None:
         "x",
     )
     assert server_keys(request | own) == own
+
+
+def test_a_scope_inherits_what_no_environ_tells() -> None:
+    """[C2] The very objects; what the environ tells wins."""
+    state, session = {"pool": 1}, {"user": 2}
+    scope: dict[str, Any] = {"path": "/new", "client": None, "extensions": {}}
+    inherit(scope, {"path": "/old", "client": ("x", 1), "state": state, "session": session})
+    assert scope == {"path": "/new", "client": None, "extensions": {}, "state": state, "session": session}
+    assert scope["session"] is session
+
+
+@pytest.mark.parametrize(
+    ("own", "offered", "expected"),
+    [
+        ({}, None, set()),
+        ({"http.response.pathsend"}, {}, set()),
+        ({"http.response.pathsend"}, {"http.response.pathsend"}, {"http.response.pathsend"}),
+        (set(), {"http.response.push", "http.response.pathsend", "websocket.http.response"}, set()),
+        ({"wsgi.environ"}, {"tls", "wsgi.environ"}, {"wsgi.environ", "tls"}),
+    ],
+)
+def test_extensions_are_those_that_both_sides_know(own: Any, offered: Any, expected: set[str]) -> None:
+    """[C2]"""
+    scope: dict[str, Any] = {"extensions": dict.fromkeys(own, "own")}
+    outer = {"extensions": None if offered is None else dict.fromkeys(offered, "outer")}
+    inherit(scope, outer)
+    assert scope["extensions"].keys() == expected
+    assert scope["extensions"].get("wsgi.environ") in (None, "own")
+    assert outer == {"extensions": None if offered is None else dict.fromkeys(offered, "outer")}
+
+
+@pytest.mark.parametrize("scope", [{}, {"extensions": None}, {"extensions": {}}])
+def test_no_thread_is_lent_by_a_server(scope: dict[str, Any]) -> None:
+    """[C1]"""
+    assert borrow_thread(scope) is None
