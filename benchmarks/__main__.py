@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from . import asgi_to_wsgi, end_to_end, memory, rounds, wsgi_to_asgi
+from . import asgi_to_wsgi, compositions, end_to_end, memory, rounds, wsgi_to_asgi
 
-DIRECTIONS = {"wsgi_to_asgi": wsgi_to_asgi, "asgi_to_wsgi": asgi_to_wsgi}
+DIRECTIONS = {"wsgi_to_asgi": wsgi_to_asgi, "asgi_to_wsgi": asgi_to_wsgi, "compositions": compositions}
 
 PACKAGES = "wsgi-asgi-bridge anyio asgiref a2wsgi starlette uvicorn hypercorn trio uvloop fastapi".split()
 

@@ -762,6 +762,11 @@ class _TrioLoop:
     def create_task(self, coroutine: Coroutine[Any, Any, None]) -> _TrioTask:
         return _TrioTask(coroutine)
 
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        import trio
+
+        trio.lowlevel.current_trio_token().run_sync_soon(callback)
+
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> _TrioTask:
         return _TrioTask(_call_later(delay, partial(callback, *args)))
 

@@ -18,6 +18,7 @@ import pytest
 
 from bridge import AsgiToWsgi, WsgiToAsgi
 from bridge.__main__ import main
+from tests.drivers import AsgiServer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,6 +40,11 @@ def sites(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, app in ("flask_site", site), ("fastapi_site", api):
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__dict__["app"] = app
+    from django.conf import settings
+
+    if not settings.configured:  # which a process can do but once
+        settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF="flask_site", SECRET_KEY="of the tests")
+    sys.modules["flask_site"].__dict__["urlpatterns"] = []
     yield
     del sys.modules["flask_site"], sys.modules["fastapi_site"]
 
@@ -116,6 +122,30 @@ def block_with(word: str) -> str:
     blocks: list[str] = [block for block in BLOCKS if word in block]
     assert len(blocks) == 1
     return blocks[0]
+
+
+def test_asgi_middleware_around_a_wsgi_app_under_a_wsgi_server() -> None:
+    """[C1]"""
+    application = run(block_with("CorrelationIdMiddleware"))["application"]
+    with application, httpx.Client(transport=httpx.WSGITransport(application)) as client:
+        answer = client.get("http://testserver/")
+    assert answer.text == "a Flask site"
+    assert answer.headers["x-request-id"]
+
+
+async def test_wsgi_middleware_around_an_asgi_app() -> None:
+    """[C2]"""
+    application = run(block_with("ProxyFix"))["application"]
+    async with AsgiServer().lifespan(application):
+        answer = await answer_of(application, **{"x-forwarded-host": "example.com"})
+    assert answer.json() == "a FastAPI site"
+
+
+async def test_a_django_project_beside_a_fastapi_app() -> None:
+    """[C3]"""
+    application = run(block_with("get_wsgi_application"))["application"]
+    assert (await answer_of(application, "/api/")).json() == "a FastAPI site"
+    assert (await answer_of(application, "/missing")).status_code == 404
 
 
 async def test_asgi_middleware_around_a_wsgi_app() -> None:
