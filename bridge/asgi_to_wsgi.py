@@ -940,14 +940,20 @@ class _Cycle:
         return step() if self._lent is None else self._lent.run(step)
 
     def _serve(self, until: Callable[[], bool], callback: Callable[[], object] | None) -> None:
-        """Within such a step: do what is asked for, until something is so, or will never be."""
+        """Within such a step: do what is asked for, until something is so.
+
+        What is for the server goes first: where another thread runs the loop, send() was back before we came to it.
+        """
         turn = self._turn
         turn.told = False
-        while not until():
+        while True:
+            is_so = until()  # before we look for what was laid down before it
             if self._response.hints:
                 self._environ["wsgi.early_hints"](self._response.hints.popleft())
             elif self._blocks and self._lets_write():
                 self._write_block()
+            elif is_so:
+                break
             elif self._wants_chunk:
                 if callback is not None:
                     self._loop.post(callback)
