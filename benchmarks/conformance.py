@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +76,7 @@ def _starlette(app: Any) -> Any:
 
 
 def _uvicorn(app: Any) -> Any:
-    from uvicorn.middleware.wsgi import WSGIMiddleware
+    from uvicorn.middleware.wsgi import WSGIMiddleware  # type: ignore[attr-defined, unused-ignore]
 
     return WSGIMiddleware(app)
 
@@ -643,7 +643,7 @@ async def back_response_streams(wrap: Wrap) -> None:
 
     def serve() -> bytes:
         client = WsgiClient(wrap(app), make_environ())
-        first = next(block for block in client.blocks if block)
+        first: bytes = next(block for block in client.blocks if block)
         seen.set()
         rest = b"".join(client.blocks)
         client.close()
@@ -801,7 +801,7 @@ class Check(NamedTuple):
     """One promise; its words stand in the function's docstring."""
 
     direction: str
-    function: Callable[[Wrap], Awaitable[None]]
+    function: Callable[[Wrap], Coroutine[Any, Any, None]]
 
     @property
     def name(self) -> str:

@@ -329,8 +329,8 @@ def make_request(rng: random.Random, chunks: bool, close: bool = False) -> Reque
         head += "Connection: close\r\n"
     if method == "POST" and chunks and rng.random() < 0.5:
         step = rng.choice([1000, 33_333])
-        chunks = [body[start : start + step] for start in range(0, len(body), step)]
-        data = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""])
+        pieces = [body[start : start + step] for start in range(0, len(body), step)]
+        data = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])
         head += "Transfer-Encoding: chunked\r\n\r\n"
     else:
         data = body

@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.servers import APP, ROOT, Running, Server
+from tests.servers import ROOT, SERVERS, Running, Server, gunicorn
 
-UVICORN = Server(f"uvicorn --port {{port}} {APP}", "uvicorn")
-SYNC = Server(f"gunicorn --bind 127.0.0.1:{{port}} {APP}", "gunicorn", parallel=False)
-GTHREAD = Server(f"gunicorn --threads 4 --bind 127.0.0.1:{{port}} {APP}", "gunicorn")
+UVICORN = SERVERS["uvicorn-h11"]
+SYNC = gunicorn("--workers 1")
+GTHREAD = gunicorn("--threads 4")
 
 BEGIN = """
 import os

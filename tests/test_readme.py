@@ -133,9 +133,9 @@ def test_asgi_middleware_around_a_wsgi_app_under_a_wsgi_server() -> None:
     assert answer.headers["x-request-id"]
 
 
-async def test_wsgi_middleware_around_an_asgi_app() -> None:
+async def test_wsgi_middleware_around_an_asgi_app_under_an_asgi_server() -> None:
     """[C2]"""
-    application = run(block_with("ProxyFix"))["application"]
+    application = run(block_with("WsgiToAsgi(ProxyFix"))["application"]
     async with AsgiServer().lifespan(application):
         answer = await answer_of(application, **{"x-forwarded-host": "example.com"})
     assert answer.json() == "a FastAPI site"
@@ -171,7 +171,7 @@ async def test_a_wsgi_app_below_a_prefix_of_an_asgi_app() -> None:
 
 
 def test_wsgi_middleware_around_an_asgi_app() -> None:
-    application = run(block_with("ProxyFix"))["application"]
+    application = run(block_with("application = ProxyFix"))["application"]
     with application.app, httpx.Client(transport=httpx.WSGITransport(application)) as client:
         assert client.get("http://testserver/").json() == "a FastAPI site"
 
