@@ -36,6 +36,9 @@ _CACHE_LIMIT = 1024
 _CACHED_NAME_LIMIT = 64
 """Longer names and headers are translated anew each time: a cache holds at most 64 KiB of somebody else's bytes."""
 
+_WHITESPACE = " \t"
+"""Around a value it does not belong to it (RFC 9110, 5.5). Django's cookies begin with a space, which h11 refuses."""
+
 _LENGTH_DIGITS = 18
 """No body is longer; ``int()`` refuses 4,301 digits, and is slow before that."""
 
@@ -270,7 +273,7 @@ def _encode_header(header: Any) -> tuple[bytes, bytes] | None:
         raise ProtocolError(f"start_response() expected a str as value of {name!r}, got {shown(value)}")
     if not (value.isascii() and value.isprintable()):  # quick, and nearly always so
         _check_value(name, value)
-    pair = None if encoded_name is None else (encoded_name, value.encode("latin-1"))
+    pair = None if encoded_name is None else (encoded_name, value.strip(_WHITESPACE).encode("latin-1"))
     if encoded_name != b"set-cookie":
         _remember_header(_encoded_headers, header, len(name) + len(value), pair)
     return pair
@@ -290,7 +293,7 @@ def _decode_header(header: Any) -> tuple[str, str] | None:
     text = value.decode("latin-1")
     if not (text.isascii() and text.isprintable()):
         _check_value(name, text)
-    pair = None if decoded_name is None else (decoded_name, text)
+    pair = None if decoded_name is None else (decoded_name, text.strip(_WHITESPACE))
     if name.lower() != b"set-cookie":
         _remember_header(_decoded_headers, header, len(name) + len(value), pair)
     return pair

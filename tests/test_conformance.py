@@ -46,7 +46,7 @@ def test_bridge_keeps_the_promise(check: Check) -> None:
         made.append(CONTESTANTS[check.direction]["bridge"](app))
         return made[-1]
 
-    asyncio.run(check.function(wrap))  # type: ignore[arg-type]
+    asyncio.run(check.function(wrap))
     for application in made:
         application.close()
 
@@ -90,4 +90,4 @@ def broken_wsgi(app: Any) -> Any:
 def test_a_check_can_fail(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(conformance, "PATIENCE", 0.2)
     with pytest.raises((Broken, TimeoutError)):
-        asyncio.run(CHECKS[name].function(broken_wsgi))  # type: ignore[arg-type]
+        asyncio.run(CHECKS[name].function(broken_wsgi))

@@ -456,6 +456,19 @@ def test_cookies_that_a_response_sets_are_not_kept() -> None:
         assert not [name for name, _ in cache if name in ("Set-Cookie", b"Set-Cookie")]
 
 
+def test_whitespace_around_a_value_does_not_belong_to_it() -> None:
+    """[W11] [A6]: Django's WSGI handler begins each cookie with a space; h11, and so uvicorn, refuses it."""
+    for _ in range(2):
+        assert encode_headers([("Set-Cookie", " id=1"), ("X-A", "\ta b \t")]) == [
+            (b"set-cookie", b"id=1"),
+            (b"x-a", b"a b"),
+        ]
+        assert decode_headers([(b"Set-Cookie", b" id=1"), (b"X-A", b"\ta b \t")]) == [
+            ("Set-Cookie", "id=1"),
+            ("X-A", "a b"),
+        ]
+
+
 def test_a_header_of_a_megabyte_passes() -> None:
     """[W4], [W11]"""
     name, value = "x" * 1_000_000, "v" * 1_000_000

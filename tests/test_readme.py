@@ -40,11 +40,6 @@ def sites(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, app in ("flask_site", site), ("fastapi_site", api):
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__dict__["app"] = app
-    from django.conf import settings
-
-    if not settings.configured:  # which a process can do but once
-        settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF="flask_site", SECRET_KEY="of the tests")
-    sys.modules["flask_site"].__dict__["urlpatterns"] = []
     yield
     del sys.modules["flask_site"], sys.modules["fastapi_site"]
 
@@ -74,6 +69,16 @@ async def answer_of(application: Any, path: str = "/", **headers: str) -> httpx.
         return await client.get(path)
 
 
+FASTAPI_SITE = """
+from fastapi import FastAPI
+
+app = FastAPI()
+
+@app.get("/")
+async def index():
+    return "a FastAPI site"
+"""
+
 DJANGO_SITE = """
 from django.http import HttpResponse
 from django.urls import path
@@ -87,21 +92,34 @@ import anyio, httpx
 
 async def main():
     async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://testserver") as client:
-        print((await client.get("/")).text)
+        print(*[(await client.get(path)).text for path in PATHS])
 
 anyio.run(main)
-application.close()
+WRAPPER.close()
 """
 
 
-def test_the_django_example_answers(tmp_path: Path) -> None:
-    (block,) = DJANGO
+@pytest.mark.parametrize(
+    ("block", "paths", "wrapper", "answer"),
+    [
+        (DJANGO[0], ["/"], "application", "a Django site\n"),
+        (DJANGO[1], ["/", "/api/"], "django_site", 'a Django site "a FastAPI site"\n'),  # [C3]
+    ],
+    ids=["django", "django beside fastapi"],
+)
+def test_the_django_examples_answer(block: str, paths: list[str], wrapper: str, answer: str, tmp_path: Path) -> None:
+    assert len(DJANGO) == 2
     (tmp_path / "django_site.py").write_text(DJANGO_SITE)
-    (tmp_path / "asgi.py").write_text(block + ASK)
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    (tmp_path / "fastapi_site.py").write_text(FASTAPI_SITE)
+    (tmp_path / "asgi.py").write_text(block + ASK.replace("PATHS", repr(paths)).replace("WRAPPER", wrapper))
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
+        "DJANGO_SETTINGS_MODULE": "django_site",
+    }
     command = [sys.executable, "asgi.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=50)
-    assert (done.stdout, done.returncode) == ("a Django site\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == (answer, 0), done.stderr
 
 
 async def test_the_wsgi_example_answers() -> None:
@@ -139,13 +157,6 @@ async def test_wsgi_middleware_around_an_asgi_app_under_an_asgi_server() -> None
     async with AsgiServer().lifespan(application):
         answer = await answer_of(application, **{"x-forwarded-host": "example.com"})
     assert answer.json() == "a FastAPI site"
-
-
-async def test_a_django_project_beside_a_fastapi_app() -> None:
-    """[C3]"""
-    application = run(block_with("get_wsgi_application"))["application"]
-    assert (await answer_of(application, "/api/")).json() == "a FastAPI site"
-    assert (await answer_of(application, "/missing")).status_code == 404
 
 
 async def test_asgi_middleware_around_a_wsgi_app() -> None:
