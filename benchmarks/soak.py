@@ -264,9 +264,9 @@ class Server:
     def ask_state(self) -> dict[str, int]:
         with self.connect() as connection:
             connection.sendall(b"GET /state HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n\r\n")
-            response = HTTPResponse(connection)
-            response.begin()
-            state: dict[str, int] = json.loads(response.read())
+            with contextlib.closing(HTTPResponse(connection)) as response:
+                response.begin()
+                state: dict[str, int] = json.loads(response.read())
             return state
 
     def census(self) -> dict[int, dict[str, int]]:
@@ -339,9 +339,9 @@ def make_request(rng: random.Random, chunks: bool, close: bool = False) -> Reque
 
 
 def check_answer(connection: socket.socket, request: Request) -> None:
-    response = HTTPResponse(connection, method=request.method)
-    response.begin()
-    body = response.read()
+    with contextlib.closing(HTTPResponse(connection, method=request.method)) as response:
+        response.begin()
+        body = response.read()
     if response.status != 200:
         raise Fault(f"status {response.status}: {body[:200]!r}")
     if response.headers["X-Hash"] != request.digest:
