@@ -96,7 +96,7 @@ class WsgiResponse:
     """
 
     def __init__(self, method: str) -> None:
-        self.state: State = State.NOTHING
+        self.state: State = NOTHING
         self.bodiless: bool = False
         self._method = method
         self._length = _UNKNOWN_LENGTH
@@ -117,11 +117,11 @@ class WsgiResponse:
         """
         if exc_info and exc_info[1] is not None:
             try:
-                if self.state not in (State.NOTHING, State.STARTED):
+                if self.state not in (NOTHING, STARTED):
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # a frame that holds its own traceback is a cycle
-        elif self.state is not State.NOTHING:
+        elif self.state is not NOTHING:
             raise ProtocolError(f"start_response() was called a second time without exc_info, with {shown(status)}")
         if not (isinstance(status, str) and _is_status(status)):
             raise ProtocolError(f"start_response() expected a status like '404 Not Found', got {shown(status)}")
@@ -132,7 +132,7 @@ class WsgiResponse:
         self._length = _Length(declared, self.bodiless)
         trailers = self._trailers is not None
         self._start = {"type": "http.response.start", "status": code, "headers": encoded, "trailers": trailers}
-        self.state = State.STARTED
+        self.state = STARTED
 
     def add_trailers(self, headers: list[tuple[str, str]]) -> None:
         """Take headers that are to follow the body; none, to say that some will be given later.
@@ -142,7 +142,7 @@ class WsgiResponse:
         """
         encoded = encode_headers(headers)
         if self._trailers is None:
-            if self.state not in (State.NOTHING, State.STARTED):
+            if self.state not in (NOTHING, STARTED):
                 raise ProtocolError(f"trailers were first told of after the body had begun: {shown(headers)}")
             self._trailers = []
             if self._start is not None:
@@ -163,28 +163,28 @@ class WsgiResponse:
             raise ProtocolError(f"the app expected to give blocks of bytes, gave {shown(data)}")
         if not data:
             return self.end() if last else _NO_MESSAGES
-        if self.state is not State.BODY:
-            if self.state is State.NOTHING:
+        if self.state is not BODY:
+            if self.state is NOTHING:
                 raise ProtocolError("the app gave a block of its body before it called start_response()")
             if self.bodiless:
-                return self.end() if self.state is State.STARTED else _NO_MESSAGES
-            if self.state is State.COMPLETE and self._length.remaining != 0:  # where it is 0, the count says it better
+                return self.end() if self.state is STARTED else _NO_MESSAGES
+            if self.state is COMPLETE and self._length.remaining != 0:  # where it is 0, the count says it better
                 raise ProtocolError("the app gave a block of its body after the end of the response")
         if last:
             self._length.check_end(len(data))
         self._length.add(len(data))
         complete = last or self._length.remaining == 0
         body: ASGISendEvent = {"type": "http.response.body", "body": data, "more_body": not complete}
-        started, self.state = self.state, State.COMPLETE if complete else State.BODY
-        return (self._start, body) if started is State.STARTED else (body,)  # type: ignore[return-value]
+        started, self.state = self.state, COMPLETE if complete else BODY
+        return (self._start, body) if started is STARTED else (body,)  # type: ignore[return-value]
 
     def file(self, path: str) -> tuple[ASGISendEvent, ...]:
         """The messages for a whole file that the server sends by itself (ASGI extension "Path Send")."""
-        if self.state is not State.STARTED or self.bodiless:
+        if self.state is not STARTED or self.bodiless:
             raise ProtocolError(
                 f"a file may go by path once, after start_response(); got {path!r} in {self.state.name}"
             )
-        self.state = State.COMPLETE
+        self.state = COMPLETE
         return self._start, {"type": "http.response.pathsend", "path": path}  # type: ignore[return-value]
 
     def end_trailers(self) -> tuple[ASGISendEvent, ...]:
@@ -200,14 +200,14 @@ class WsgiResponse:
         Raises:
             ProtocolError: The app never called start_response(), or its body is shorter than its Content-Length.
         """
-        if self.state is State.COMPLETE:
+        if self.state is COMPLETE:
             return _NO_MESSAGES
-        if self.state is State.NOTHING:
+        if self.state is NOTHING:
             raise ProtocolError("the app gave a whole response without a call of start_response()")
         self._length.check_end()
         end: ASGISendEvent = {"type": "http.response.body", "body": b"", "more_body": False}
-        started, self.state = self.state, State.COMPLETE
-        return (self._start, end) if started is State.STARTED else (end,)  # type: ignore[return-value]
+        started, self.state = self.state, COMPLETE
+        return (self._start, end) if started is STARTED else (end,)  # type: ignore[return-value]
 
 
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in http.HTTPStatus}
@@ -324,11 +324,11 @@ class AsgiResponse:
 
 
 _EXPECTED = {
-    State.NOTHING: "'http.response.start'",
-    State.STARTED: "'http.response.body'",
-    State.BODY: "'http.response.body'",
-    State.TRAILERS: "'http.response.trailers'",
-    State.COMPLETE: "no message after the end of the response",
+    NOTHING: "'http.response.start'",
+    STARTED: "'http.response.body'",
+    BODY: "'http.response.body'",
+    TRAILERS: "'http.response.trailers'",
+    COMPLETE: "no message after the end of the response",
 }
 
 
@@ -486,10 +486,10 @@ _WEBSOCKET_STEPS: dict[tuple[WebsocketState, Any], _WebsocketStep] = {
 }
 
 _DENIAL_STATES = {
-    State.NOTHING: WebsocketState.CONNECTING,
-    State.STARTED: WebsocketState.DENYING,
-    State.BODY: WebsocketState.DENYING,
-    State.COMPLETE: WebsocketState.CLOSED,
+    NOTHING: WebsocketState.CONNECTING,
+    STARTED: WebsocketState.DENYING,
+    BODY: WebsocketState.DENYING,
+    COMPLETE: WebsocketState.CLOSED,
 }
 
 _WEBSOCKET_EXPECTED = {

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import types
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 import anyio.lowlevel
@@ -31,7 +31,7 @@ from bridge.kinds import Kind, check_app
 from bridge.lifespan import answer_lifespan
 from bridge.loops import LentLoop, ServedLoop, has_ended
 from bridge.nesting import LOOP, WholeAnswer, borrow_thread
-from bridge.response import State, WsgiResponse
+from bridge.response import BODY, COMPLETE, NOTHING, STARTED, WsgiResponse
 from bridge.workers import Workers
 
 if TYPE_CHECKING:
@@ -242,6 +242,13 @@ class _Word(enum.Enum):
     """The app has ended, and its iterable is closed; or it will never be called."""
 
 
+# Read by name, and not by way of the enum, in what runs for every request.
+READ: Final = _Word.READ
+READ_ASIDE: Final = _Word.READ_ASIDE
+SLOW: Final = _Word.SLOW
+DONE: Final = _Word.DONE
+
+
 class _LoopForAsgiref:
     """The server's loop as asgiref's async_to_sync finds it.
 
@@ -424,14 +431,14 @@ class _Cycle:
                 return False
             while self._items:
                 item = self._items.pop(0)
-                if item is _Word.DONE:
+                if item is DONE:
                     return True
-                if item is _Word.READ or item is _Word.READ_ASIDE:
+                if item is READ or item is READ_ASIDE:
                     if self._wanted is not None:
                         self._wanted.set()
-                    if group is None and item is _Word.READ:
+                    if group is None and item is READ:
                         await self._receive_for_worker()
-                elif item is not _Word.SLOW:
+                elif item is not SLOW:
                     messages, size = item
                     if group is not None and not self._streams and _streams(messages):
                         self._streams = True
@@ -480,8 +487,8 @@ class _Cycle:
         no more before it has heard that.
         """
         if self._items:
-            if _Word.READ not in self._items:
-                self._items.append(_Word.READ)  # what was said behind it goes first
+            if READ not in self._items:
+                self._items.append(READ)  # what was said behind it goes first
         elif self._ahead is None and not self._body_complete:  # else it is on its way, or was while the worker asked
             with anyio.CancelScope() as scope:
                 if self._outlet.listen(scope.cancel):
@@ -492,19 +499,19 @@ class _Cycle:
                         self._receiving = False
                     self._outlet.listen(None)
                     return
-            self._outlet.put_from_loop(_Word.READ_ASIDE)
+            self._outlet.put_from_loop(READ_ASIDE)
 
     def _needs_watch(self, items: list[_Item]) -> bool:
-        if _Word.DONE in items:
+        if DONE in items:
             return False  # nothing is left to be stopped
         for item in items:
-            if item is _Word.SLOW or item is _Word.READ_ASIDE:
+            if item is SLOW or item is READ_ASIDE:
                 return True
-            if item is _Word.READ:
+            if item is READ:
                 # In pieces, or big enough to be sent in pieces: then it is brought ahead of the reads. hypercorn ends
                 # every body by an empty message, which is no piece.
                 return self._expected != 0 if self._body_begun else (self._expected or 0) > INPUT_WINDOW
-            if item is not _Word.DONE and _streams(item[0]):
+            if item is not DONE and _streams(item[0]):
                 return True
         return False
 
@@ -592,16 +599,16 @@ class _Cycle:
         if self._receiving:  # which hears that the client has left, too
             self._door.alarm(self, self._on_slow)
         else:
-            self._outlet.put_from_loop(_Word.SLOW)
+            self._outlet.put_from_loop(SLOW)
 
     def _hang_up(self) -> None:
         """Nobody waits for the answer any more: let the worker find out at its next read, write or block."""
         self._gone = True
         self._inlet.close()
-        if self._response.state is not State.COMPLETE:  # else nothing is refused any more, and what waits is sent
+        if self._response.state is not COMPLETE:  # else nothing is refused any more, and what waits is sent
             self._outlet.close()
         if self._claim.acquire(blocking=False):
-            self._outlet.put_from_loop(_Word.DONE)  # the worker's turn never came
+            self._outlet.put_from_loop(DONE)  # the worker's turn never came
             self._environ = {}  # it may lie in the backlog for long
 
     def _hand_context_back(self) -> None:
@@ -650,9 +657,9 @@ class _Cycle:
         if self._brought is not None:
             self._brought.close()
         if self._last_item is None:
-            self._outlet.put_last(_Word.DONE)
+            self._outlet.put_last(DONE)
         else:
-            self._outlet.put_last(self._last_item, _Word.DONE)
+            self._outlet.put_last(self._last_item, DONE)
 
     def _show_loop_to_asgiref(self) -> None:
         """Leave the server's loop where async_to_sync finds it; sync_to_async leaves the same in its threads.
@@ -712,7 +719,7 @@ class _Cycle:
         file = self._get_wrapped_file(result)
         if file is not None and self._offers("http.response.pathsend"):
             path = sendable_path(file, response.declared)
-            if path is not None and response.state is State.STARTED and not response.bodiless:
+            if path is not None and response.state is STARTED and not response.bodiless:
                 # No room is left beside it, so that close(), which may remove the file, waits until it was sent.
                 self._put(response.file(path) + response.end_trailers(), WINDOW + 1)
                 return (None,)
@@ -730,7 +737,7 @@ class _Cycle:
             messages = response.block(block)
             if messages:
                 # Behind the last block nothing comes, so nothing has to wait for it, and the thread is free.
-                self._put(messages, len(block) if response.state is State.BODY else None)
+                self._put(messages, len(block) if response.state is BODY else None)
                 if response.bodiless:
                     return
                 yield
@@ -773,7 +780,7 @@ class _Cycle:
         thread = threading.get_ident()
         if thread == self._door.thread:
             raise _read_in_the_loop()
-        self._outlet.put(_Word.READ if thread == self._worker else _Word.READ_ASIDE)
+        self._outlet.put(READ if thread == self._worker else READ_ASIDE)
 
     def _bring_body(self) -> None:
         """Bring the body before code of the app runs in the loop, which may read it there, but cannot wait for it."""
@@ -806,7 +813,7 @@ class _Cycle:
     def _send_early_hints(self, links: Iterable[tuple[str, str]]) -> None:
         """``wsgi.early_hints``: takes (name, value) pairs, of which the Link headers go out (gunicorn's convention)."""
         values = [value for name, value in encode_headers(list(links)) if name == b"link"]
-        if values and self._response.state in (State.NOTHING, State.STARTED):  # later they are no hints any more
+        if values and self._response.state in (NOTHING, STARTED):  # later they are no hints any more
             message: Any = {"type": "http.response.early_hint", "links": values}
             self._put((message,))
 
@@ -876,7 +883,7 @@ class _LentCycle(_Cycle):
 
     def _refuse_work(self) -> None:
         self._refused = True
-        self._outlet.put_from_loop(_Word.DONE)
+        self._outlet.put_from_loop(DONE)
 
     def _needs_watch(self, items: list[_Item]) -> bool:
         return False
@@ -901,7 +908,7 @@ class _LentCycle(_Cycle):
     def _hang_up(self) -> None:
         self._gone = True
         self._inlet.close()
-        if self._response.state is not State.COMPLETE:
+        if self._response.state is not COMPLETE:
             self._outlet.close()
         self._thread.ask(self._step)  # it closes what the app has returned; if it is in a step, that one does
 
@@ -954,7 +961,7 @@ class _LentCycle(_Cycle):
         if self._claim.acquire(blocking=False):
             self._thread.post(self._refuse_work)
             return
-        if self._response.state is not State.COMPLETE:
+        if self._response.state is not COMPLETE:
             self._gone = True
             self._outlet.close()
         while not self._over:
@@ -972,7 +979,7 @@ class _LentCycle(_Cycle):
     def _ask_for_chunk(self) -> None:
         if asyncio._get_running_loop() is self._door.native:
             raise _read_in_the_loop()
-        self._outlet.put(_Word.READ)
+        self._outlet.put(READ)
 
     def _bring_body(self) -> None:
         super()._bring_body()
