@@ -130,6 +130,9 @@ class WsgiResponse:
         code = int(status[:3])
         self.bodiless = is_bodiless(self._method, code)
         self._length = _Length(declared, self.bodiless)
+        if declared is not None and code in (204, 304):
+            # RFC 9110, 8.6, forbids it for the one. Of the other, uvicorn with httptools would wait for the bytes.
+            encoded = [header for header in encoded if header[0] != b"content-length"]
         trailers = self._trailers is not None
         self._start = {"type": "http.response.start", "status": code, "headers": encoded, "trailers": trailers}
         self.state = STARTED

@@ -27,8 +27,9 @@ _numbers = itertools.count(1)
 #
 # A job is a callable that gets the Place it runs in. Jobs wait in the backlog and begin in the order in which they
 # came, at most `threads` of them at once; one that streams for long may move from its place among the threads to one
-# among the streams, so that the next job can begin. Where no thread can be started and there is none, nobody may ever
-# come to the backlog: then all that wait there get None for a Place, which tells them to give up.
+# among the streams, so that the next job can begin. Where no thread can be started and there is none, or none but those
+# that stream, nobody may ever come to the backlog: then all that wait there get None for a Place, which tells them to
+# give up.
 #
 # At most one thread at a time is on its way to the backlog (`_coming`). It takes the first job, and then calls the next
 # thread if a job and a place are left. So of many jobs that come at once and are short, the threads that already run do
@@ -169,7 +170,9 @@ class Workers:
             with self._mutex:
                 self._coming = False
                 self._leave()
-                if not self._alive:  # else one of those there are takes the job at the end of its own
+                if self._idle:  # it has lain down meanwhile, and left the job to the thread that was to be started
+                    self._call_thread()
+                elif self._alive <= self._streaming:  # else one of those there are takes the job at the end of its own
                     jobs, self._backlog = self._backlog, jobs
             for job in jobs:
                 job(None)

@@ -360,6 +360,7 @@ class _Cycle:
                 await self._relay_watched()
         except BaseException:
             self._hang_up()
+            self._outlet.close()  # also if a whole response lies in it: nobody is left to say that it was sent
             raise
         finally:
             self._door.disarm(self)
@@ -502,7 +503,7 @@ class _Cycle:
             self._outlet.put_from_loop(READ_ASIDE)
 
     def _needs_watch(self, items: list[_Item]) -> bool:
-        if DONE in items:
+        if DONE in items or self._gone:
             return False  # nothing is left to be stopped
         for item in items:
             if item is SLOW or item is READ_ASIDE:
@@ -815,7 +816,7 @@ class _Cycle:
         values = [value for name, value in encode_headers(list(links)) if name == b"link"]
         if values and self._response.state in (NOTHING, STARTED):  # later they are no hints any more
             message: Any = {"type": "http.response.early_hint", "links": values}
-            self._put((message,))
+            self._put((message,), sum(map(len, values)))
 
     def _is_gone(self) -> bool:
         """``waitress.client_disconnected``: whether the client has left."""

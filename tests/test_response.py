@@ -140,6 +140,7 @@ def test_a_bodiless_response_has_no_body(method: str, status: str, blocks: list[
     messages = [message for block in blocks for message in response.block(block)]
     messages += response.end()
     assert [message["type"] for message in messages] == ["http.response.start", "http.response.body"]
+    assert messages[0]["headers"] == ([(b"content-length", b"5")] if headers and method == "HEAD" else [])  # type: ignore[typeddict-item]
     assert messages[1] == body()
 
 
@@ -294,7 +295,8 @@ class WsgiModel:
     def _start(self, status: str, headers: Headers, info: object = None) -> tuple[Message, ...] | None:
         if self.out or (self.start and not info) or "\n" in status or any(value == "bad" for _, value in headers):
             return None
-        self.start = head(int(status[:3]), [(name.lower().encode(), value.encode()) for name, value in headers])
+        kept = [] if status[:3] in ("204", "304") else headers  # all of them are a Content-Length
+        self.start = head(int(status[:3]), [(name.lower().encode(), value.encode()) for name, value in kept])
         self.length = int(headers[0][1]) if headers else None
         return ()
 

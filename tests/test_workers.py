@@ -254,6 +254,43 @@ def test_threads_there_are_do_all_where_no_other_can_be_started(
             assert job.thread == jobs[0].thread
 
 
+def test_jobs_give_up_where_all_threads_there_are_stream(monkeypatch: pytest.MonkeyPatch, workers: Workers) -> None:
+    """[W19] A stream may never end."""
+    stream = Job()
+    workers.submit(stream)
+    stream.begun.wait()
+    assert stream.place is not None
+    assert stream.place.give_back()
+    told: list[Place | None] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        workers.submit(told.append)
+    assert told == [None]
+    stream.go.set()
+    stream.ended.wait()
+
+
+def test_job_goes_to_a_thread_that_lies_down_while_another_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch, workers: Workers
+) -> None:
+    """[W19] It saw that a thread was on its way, and so did not look."""
+    first, second = Job(), Job()
+    workers.submit(first)
+    first.begun.wait()
+    second.go.set()
+
+    def refuse_late(self: threading.Thread) -> None:
+        first.go.set()
+        until(lambda: bool(workers._idle))
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse_late)
+        workers.submit(second)
+    second.ended.wait()
+    assert second.thread == first.thread
+
+
 @pytest.mark.parametrize("idle_seconds", [10.0, 0.0005])
 def test_no_job_is_lost_or_run_twice(hasty: None, idle_seconds: float) -> None:
     """[W19] Whatever the threads that bring jobs, run them, tire and give places back do at the same time."""

@@ -269,6 +269,60 @@ async def test_stalled_readers_give_their_places_back(
         await other.finish()
 
 
+@pytest.mark.parametrize("at", ["http.response.start", "http.response.pathsend"])
+async def test_a_file_whose_request_is_cancelled_leaves_its_thread_free(tmp_path: Any, at: str) -> None:
+    """[W16] The thread waits until the file was sent, which nobody will tell it any more."""
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 1000)
+    files: list[Any] = []
+    sending = anyio.Event()
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        files.append(path.open("rb"))
+        return environ["wsgi.file_wrapper"](files[0])  # type: ignore[no-any-return]
+
+    async def receive() -> Any:
+        await anyio.sleep_forever()
+
+    async def send(message: Any) -> None:
+        if message["type"] == at:
+            sending.set()
+            await anyio.sleep_forever()
+
+    bridge = WsgiToAsgi(app, threads=1)
+    async with anyio.create_task_group() as group:
+        group.start_soon(bridge, make_scope(extensions={"http.response.pathsend": {}}), receive, send)
+        await sending.wait()
+        group.cancel_scope.cancel()
+    with anyio.fail_after(10):
+        while bridge.statistics().running or bridge.statistics().streaming:
+            await anyio.sleep(0.01)
+    assert files[0].closed
+
+
+async def test_early_hints_fill_the_window_too() -> None:
+    """[W17]"""
+    count = 0
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        nonlocal count
+        for count in range(100_000):  # noqa: B007
+            environ["wsgi.early_hints"]([("Link", "</style.css>; rel=preload; as=style")])
+        return hello(environ, start_response)
+
+    scope = make_scope(extensions={"http.response.early_hint": {}})
+    async with AsgiServer(slow=True).start(WsgiToAsgi(app), scope) as exchange:
+        with anyio.fail_after(10):
+            while count < 100:
+                await anyio.sleep(0.01)
+        await settle()
+        assert count < 2_000
+        exchange.disconnect()
+        exchange.resume()
+        await exchange.finish()
+
+
 async def test_the_window_counts_what_a_block_takes_beside_its_bytes() -> None:
     """[W17] A byte at a time fills it, too."""
     count = 0
