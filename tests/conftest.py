@@ -10,11 +10,14 @@ test says so:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
+import importlib
 import itertools
 import math
 import os
+import sys
 import threading
 import time
 import traceback
@@ -202,7 +205,22 @@ def _wait_for_newcomers_to_go(before: Census, allowed: Iterable[str]) -> list[st
 _ended_early = pytest.StashKey[bool]()
 
 
+def _import_without_greenlet(name: str) -> None:
+    """Import a library that imports gevent and greenlet wherever they are installed."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ModuleNotFoundError):
+        for hidden in ("gevent", "greenlet"):
+            patch.setitem(sys.modules, hidden, None)
+        importlib.import_module(name)
+
+
+def pytest_collection_finish() -> None:
+    # Whoever has imported greenlet has loops that are bound to a thread: that is tested in processes of their own.
+    if "greenlet" in sys.modules:
+        raise pytest.UsageError("a module of the tests, or what it imports, has imported greenlet")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    _import_without_greenlet("sentry_sdk")
     config.addinivalue_line("markers", f"leaves(*kinds): the test may leave behind any of {', '.join(KINDS)}")
 
 
