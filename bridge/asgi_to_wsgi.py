@@ -304,8 +304,6 @@ class _Life:
         self._home: _Home | None = None
         self._common_mutex = threads.Lock()  # guards the making of `common`
         self._mutex = threads.Mutex()
-        self._changer = 0  # the thread or greenlet that holds it
-        self._changing_since = 0.0
         self._late_startups = 0
         self._late_message = ""  # of the last of them
 
@@ -396,28 +394,26 @@ class _Life:
         Args:
             timeout: How long whoever else holds it may do so; a little more, for it may keep to the same limit.
         """
-        if self._changer == threads.who():
+        me, other = threads.Holder(), self._mutex.holder
+        if other is not None and other.who == me.who:
             raise RuntimeError("a startup or a shutdown of this app is under way in this very thread")
-        if not self._mutex.acquire(timeout=0):
-            self._wait_for_change(timeout)
         try:
-            self._changing_since = time.monotonic()
-            self._changer = threads.who()
+            self._wait_for_change(me, math.inf if timeout is None else timeout + GRACE_SECONDS)
             yield
         finally:
-            self._changer = 0
-            self._mutex.release()
+            self._mutex.release(me)
 
-    def _wait_for_change(self, timeout: float | None) -> None:
-        if timeout is None:
-            self._mutex.acquire()
-            return
-        rest = timeout + GRACE_SECONDS - (time.monotonic() - self._changing_since)
-        if not self._mutex.acquire(timeout=max(rest, 0)):
-            raise LifespanFailure(
-                "a startup or a shutdown of the app has been under way for "
-                f"{time.monotonic() - self._changing_since:.3g} s, it is left {_shown_thread(self._changer)}"
-            )
+    def _wait_for_change(self, me: threads.Holder, limit: float) -> None:
+        while not self._mutex.acquire(me, 0):
+            other = self._mutex.holder
+            rest = limit if other is None else other.since + limit - me.since
+            if self._mutex.acquire(me, rest):
+                return
+            if other is not None and self._mutex.holder is other:
+                raise LifespanFailure(
+                    "a startup or a shutdown of the app has been under way for "
+                    f"{time.monotonic() - other.since:.3g} s, it is left {_shown_thread(other.who)}"
+                )
 
     def stop(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         _notice_fork()
@@ -508,6 +504,7 @@ class _Home:
         self.lifespan = Lifespan(app, self._tell)
         self._turn = Turn()  # of the thread that starts or stops the app
         self._task: asyncio.Task[None] | None = None  # loops hold their tasks weakly
+        self._timer: asyncio.TimerHandle | None = None  # of the stage that the app is in
 
     def start(self, timeout: float | None) -> None:
         """Run the app until it has started, or has not. If an interrupt comes, the loop is closed."""
@@ -515,7 +512,7 @@ class _Home:
         def begin() -> None:
             self._task = self.loop.native.create_task(self.lifespan.run())
             if timeout is not None:
-                self.loop.native.call_later(timeout, self.lifespan.give_up, timeout)
+                self._set_timer(timeout)
 
         try:
             self._turn.told = False
@@ -529,7 +526,7 @@ class _Home:
 
         def begin() -> None:
             self.lifespan.stop()
-            self.loop.native.call_later(timeout, self.lifespan.give_up, timeout)
+            self._set_timer(timeout)
 
         callback: Callable[[], None] | None = begin
         while self.lifespan.stage is not Stage.STOPPED:
@@ -538,7 +535,13 @@ class _Home:
             callback = None
         _log_stop(self.lifespan)
 
+    def _set_timer(self, seconds: float) -> None:
+        self._timer = self.loop.native.call_later(seconds, self.lifespan.give_up, seconds)
+
     def _tell(self) -> None:
+        if self._timer is not None:  # else it would come in the middle of the next stage, and end that
+            self._timer.cancel()
+            self._timer = None
         self.loop.tell(self._turn)
 
 

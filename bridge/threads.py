@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 __all__ = [
     "AnyLock",
+    "Holder",
     "Lock",
     "Mutex",
     "SimpleQueue",
@@ -56,6 +57,9 @@ GEVENT = (26, 8)
 
 POLL_SECONDS = 0.005
 """How often a greenlet looks whether a mutex is free: that is asked for at startup and shutdown alone."""
+
+SLEEP_SECONDS = 0.2
+"""The same for a thread, which is woken when it is: but one that is interrupted takes its wake-up with it."""
 
 logger: logging.Logger = logging.getLogger("bridge")
 
@@ -173,27 +177,58 @@ def pause(seconds: float) -> None:
         sys.modules["gevent"].sleep(seconds)
 
 
+class Holder:
+    """Who wants a mutex once, or holds it.
+
+    Attributes:
+        who: The thread or greenlet.
+        since: When it has last tried to have the mutex; where it holds it, since when. By time.monotonic().
+    """
+
+    __slots__ = ("since", "who")
+
+    def __init__(self) -> None:
+        self.who: int = who()
+        self.since: float = time.monotonic()
+
+
 class Mutex:
     """A lock that is held while its holder waits, and that threads and greenlets share.
 
-    A greenlet which finds it held looks again and again, so it is for what is seldom wanted by two.
+    Who holds it is known in the moment in which it is taken: a signal's handler may raise right after that, and whoever
+    is kept waiting looks for whom. So it is taken by one instruction, of the dict; the lock beside it is to sleep on
+    alone. Who finds it held looks again and again, so it is for what is seldom wanted by two.
     """
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._holders: dict[str, Holder] = {}
+        self._freed = Lock()  # locked, but for a moment
+        self._freed.acquire()
 
-    def acquire(self, timeout: float = -1) -> bool:
-        deadline = time.monotonic() + timeout
-        while not self._lock.acquire(blocking=False):
-            if _hub() is None:
-                return self._lock.acquire(timeout=timeout)
-            if timeout >= 0 and time.monotonic() >= deadline:
+    @property
+    def holder(self) -> Holder | None:
+        return self._holders.get("")
+
+    def acquire(self, holder: Holder, seconds: float) -> bool:
+        """Take it, if it can be had in so many seconds."""
+        deadline = time.monotonic() + seconds
+        while True:
+            now = holder.since = time.monotonic()
+            if self._holders.setdefault("", holder) is holder:
+                return True
+            if now >= deadline:
                 return False
-            pause(POLL_SECONDS)
-        return True
+            if _hub() is None:
+                self._freed.acquire(timeout=min(deadline - now, SLEEP_SECONDS))
+            else:
+                pause(POLL_SECONDS)
 
-    def release(self) -> None:
-        self._lock.release()
+    def release(self, holder: Holder) -> None:
+        """Let it go, if it is held by this one."""
+        if self.holder is holder:
+            del self._holders[""]
+            with contextlib.suppress(RuntimeError):  # it was released before, and nobody has slept on it
+                self._freed.release()
 
 
 def locked() -> AnyLock:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,9 +16,9 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from bridge import AsgiToWsgi, LifespanFailure
+from bridge import AsgiToWsgi, LifespanFailure, threads
 from bridge.loops import TurnedLoop
-from tests.drivers import FakeInput, WsgiServer, make_environ, run_in_thread
+from tests.drivers import FakeInput, WsgiServer, make_environ, run_in_thread, run_in_threads
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -116,6 +118,70 @@ def test_an_interrupt_during_startup_is_raised_as_itself(word: type[BaseExceptio
     with pytest.raises(word):
         application.startup()
     application.close()
+
+
+def test_the_limit_of_the_startup_does_not_end_the_shutdown() -> None:
+    """[A20] Also where it would be reached in the middle of it."""
+    ended: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await asyncio.sleep(0.3)  # longer than the startup's limit
+        ended.append("shutdown")
+        await send({"type": "lifespan.shutdown.complete"})
+
+    application = AsgiToWsgi(app, startup_timeout=0.2)
+    application.startup()
+    application.close()
+    assert ended
+
+
+def test_threads_that_race_for_the_first_request_wait_for_the_one_that_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A19] None of them takes a startup that has just begun for one that never ends."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            return await answer(send)
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    real = threads.Mutex.acquire
+
+    def acquire(mutex: threads.Mutex, *arguments: Any, **options: Any) -> bool:
+        taken = real(mutex, *arguments, **options)
+        if taken:
+            time.sleep(0.02)  # the others come meanwhile
+        return taken
+
+    monkeypatch.setattr(threads.Mutex, "acquire", acquire)
+    with contextlib.closing(AsgiToWsgi(app)) as application:
+        barrier = threading.Barrier(8)
+
+        def serve(number: int) -> bytes:
+            barrier.wait()
+            return WsgiServer().run(application).body
+
+        assert run_in_threads(serve, 8, threads=8) == [b"ok"] * 8
+
+
+def test_an_interrupt_leaves_the_startup_to_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A19] A signal's handler raises when the mutex has just been taken."""
+    real = threads.Mutex.acquire
+
+    def acquire(mutex: threads.Mutex, *arguments: Any, **options: Any) -> bool:
+        real(mutex, *arguments, **options)
+        raise KeyboardInterrupt
+
+    with contextlib.closing(wrap(plain)) as application:
+        with monkeypatch.context() as patch:
+            patch.setattr(threads.Mutex, "acquire", acquire)
+            with pytest.raises(KeyboardInterrupt):
+                application.startup()
+        assert run_in_thread(WsgiServer().run, application).body == b"ok"
 
 
 def test_closing_in_a_signals_handler_during_startup_is_an_error() -> None:
