@@ -117,8 +117,9 @@ class Turn:
     # Set where they change: most turns are told by the loop that their own thread runs, and need no more than that.
     told: bool = False
     leads: bool = True  # whether the thread may run a loop
+    forced: bool = False  # also where greenlets bind the loop to its keeper
     thread: int = 0  # that waits
-    _lock: threads.AnyLock | None = None
+    _lock: threads.AnyLock | None = None  # once it has lined up
 
     def _sleep(self) -> None:
         assert self._lock is not None
@@ -218,8 +219,12 @@ class TurnedLoop:
                 while not turn.told:
                     self._run()
         finally:
-            if self._leader is turn:  # nobody makes us the leader any more: we are no follower
-                self._step_down()
+            if self._leader is turn or turn._lock is not None:
+                try:
+                    self._step_down(turn)
+                except BaseException:  # a signal's handler has raised in the middle of it
+                    self._step_down(turn)
+                    raise
 
     def keep(self) -> None:
         """Have the loop run from now on also while nobody waits for it."""
@@ -236,8 +241,7 @@ class TurnedLoop:
         with self._mutex:
             if self._closed or self._leader is not None:
                 return
-            keeper = self._leader = self._get_keeper()
-        keeper._wake()
+            self._hand_to(self._get_keeper())
 
     def tell(self, turn: Turn) -> None:
         """Say that what a turn waits for has happened. From within the loop only."""
@@ -267,48 +271,49 @@ class TurnedLoop:
                 return
             self.native.call_soon_threadsafe(callback)
 
-    def _take(self, turn: Turn, callback: Callable[[], object] | None, force: bool = False) -> bool:
+    def _take(self, turn: Turn, callback: Callable[[], object] | None) -> bool:
         """Become the leader: True; or wait as a follower until the turn was told: False.
 
-        Args:
-            force: Lead also where greenlets bind the loop to its keeper.
+        Whoever calls it has the turn leave after it, also where it raises.
         """
-        keeper, asks = None, False
+        asks = False
         running = asyncio._get_running_loop()
-        leads = running is None and (force or "greenlet" not in sys.modules)
+        leads = running is None and (turn.forced or "greenlet" not in sys.modules)
         turn.thread = get_ident()
         with self._mutex:
             if self._leader is None and leads and not self._over:
                 self._leader = turn
             else:
                 turn.leads = leads
-                keeper, asks = self._line_up(turn, running)
+                asks = self._line_up(turn, running)
         if self._leader is turn:  # at once, or handed over in this very moment
             if callback is not None:
                 callback()  # as good as call_soon: nobody else runs the loop
             return True
-        return self._follow(turn, callback, keeper, asks)
+        return self._follow(turn, callback, asks)
 
-    def _line_up(self, turn: Turn, running: asyncio.AbstractEventLoop | None) -> tuple[Turn | None, bool]:
+    def _line_up(self, turn: Turn, running: asyncio.AbstractEventLoop | None) -> bool:
         """Join the followers, or lead after all. Under the mutex.
 
         Returns:
-            The keeper if it shall lead from now on, else None; whether the leader has to be asked for the loop.
+            Whether the keeper has to be asked for the loop.
         """
         if self._over:
             raise RuntimeError("the event loop is closed")
         if running is not None and running is self.native:
             raise RuntimeError("an event loop cannot be waited for by what runs in it")
-        if turn.leads and self._leader is not None and self._leader.thread == turn.thread:
-            self._leader = turn  # it is ourselves, before an interrupt kept us from stepping down
-            return None, False
+        if running is None and self._leader is not None and self._leader.thread == turn.thread:
+            # It is ourselves, before an interrupt kept us from stepping down.
+            self._leader = turn if turn.leads else None
+            if turn.leads:
+                return False
         # First of all: where no thread can be started, nothing has changed.
         keeper = self._get_keeper() if self._leader is None else None
         turn._prepare()
         self._followers.append(turn)
         if keeper is not None:
-            self._leader = keeper
-        return keeper, turn.leads and self._leader is self._keeper
+            self._hand_to(keeper)
+        return turn.leads and self._leader is self._keeper
 
     def _arrive(self, callback: Callable[[], object] | None) -> None:
         if callback is not None:
@@ -316,26 +321,18 @@ class TurnedLoop:
         if self._keeper is not None:
             self.tell(self._keeper)
 
-    def _follow(self, turn: Turn, callback: Callable[[], object] | None, keeper: Turn | None, asks: bool) -> bool:
-        try:
-            if keeper is not None:
-                keeper._wake()
-            if asks:
-                self.native.call_soon_threadsafe(self._arrive, callback)
-            elif callback is not None:
-                self.native.call_soon_threadsafe(callback)
-            while True:
-                with self._mutex:
-                    if turn.told or self._leader is turn:
-                        return not turn.told
-                    if self._over:
-                        raise RuntimeError("the event loop was closed before it came to what was waited for")
-                turn._sleep()
-        finally:
-            # Also where a signal's handler raises. The loop may have been handed to us at this very moment.
+    def _follow(self, turn: Turn, callback: Callable[[], object] | None, asks: bool) -> bool:
+        if asks:
+            self.native.call_soon_threadsafe(self._arrive, callback)
+        elif callback is not None:
+            self.native.call_soon_threadsafe(callback)
+        while True:
             with self._mutex:
-                if turn in self._followers:
-                    self._followers.remove(turn)
+                if turn.told or self._leader is turn:
+                    return not turn.told
+                if self._over:
+                    raise RuntimeError("the event loop was closed before it came to what was waited for")
+            turn._sleep()
 
     def _run(self) -> None:
         """Run the loop until it is told to stop."""
@@ -348,32 +345,46 @@ class TurnedLoop:
                 {"message": "a task or a callback tried to end the thread in which it was run", "exception": error}
             )
 
-    def _step_down(self) -> None:
+    def _step_down(self, turn: Turn) -> None:
+        """Wait no more, and hand the loop on if it is ours; or do what is left of that, after an interrupt."""
         watch = False
         with self._mutex:
-            heir = self._leader = self._choose_heir() if self._followers else None
-            if heir is None:
-                self._left_at = time.monotonic()
-                if self.needs_keeper and not self._watched:
-                    watch = self._watched = True
-            else:
-                self.handovers += 1
-        if heir is not None:
-            heir._wake()
-        elif watch:
+            if turn in self._followers:
+                self._followers.remove(turn)
+            if self._leader is not turn:
+                return
+            heir = self._choose_heir() if self._followers else None
+            if heir is not None:
+                self._hand_to(heir)
+                return
+            self._left_at = time.monotonic()
+            if self.needs_keeper and not self._watched:
+                watch = self._watched = True
+            self._leader = None
+        if watch:
             _watch.add(self)
         elif self._left_at > _watch.due:
             _watch.give_way()
+
+    def _hand_to(self, heir: Turn) -> None:
+        """Make it the leader. Under the mutex, which it waits for before it looks whether it leads."""
+        # In this order: an interrupt in between leaves the leader as it was, or one that is awake.
+        heir._wake()
+        if self._leader is not None:
+            self.handovers += 1
+        self._leader = heir
+        if heir in self._followers:
+            self._followers.remove(heir)
 
     def _choose_heir(self) -> Turn | None:
         """Who shall lead next. Under the mutex."""
         if self._over:
             return None
         waits = False
+        bound = "greenlet" in sys.modules  # perhaps since they lined up
         for turn in self._followers:
             if not turn.told:
-                if turn.leads:
-                    self._followers.remove(turn)
+                if turn.leads and (turn.forced or not bound):
                     return turn
                 waits = True
         try:
@@ -389,10 +400,15 @@ class TurnedLoop:
         if self._keeper is None:
             keeper = Turn()
             keeper._prepare()
-            name = f"bridge-keeper-{next(_numbers)}"
-            threads.start(partial(self._keep, keeper), name, self._keeper_over)
-            self._keeper_over.acquire()
-            self._keeper = keeper
+            over = Lock()
+            over.acquire()
+            self._keeper, self._keeper_over = keeper, over
+            try:
+                threads.start(partial(self._keep, keeper), f"bridge-keeper-{next(_numbers)}", over)
+            except BaseException:  # can't start new thread; or an interrupt, and it may have started
+                self._keeper, self._keeper_over = None, Lock()
+                keeper._wake()  # to find that it is not the keeper
+                raise
         return self._keeper
 
     def _keep(self, keeper: Turn) -> None:
@@ -401,9 +417,11 @@ class TurnedLoop:
         threads.serve_hub(self.native)
         while True:
             keeper._sleep()
-            if self._leader is keeper:
+            with self._mutex:
+                leads, over = self._leader is keeper, self._over or self._keeper is not keeper
+            if leads:
                 self._lead_until_wanted(keeper)
-            elif self._over:
+            elif over:
                 return
 
     def _lead_until_wanted(self, keeper: Turn) -> None:
@@ -414,11 +432,9 @@ class TurnedLoop:
             with self._mutex:
                 heir = self._choose_heir()
                 if heir is not None and heir is not keeper:
-                    self._leader = heir
-                    self.handovers += 1
-                    break
+                    self._hand_to(heir)
+                    return
             # Who wanted the loop has got what it waited for already.
-        heir._wake()
 
     def tend(self) -> bool:
         """Have the keeper lead if nobody has for IDLE_SECONDS. From the watch only.
@@ -433,11 +449,10 @@ class TurnedLoop:
             if self._leader is not None or time.monotonic() - self._left_at < IDLE_SECONDS:
                 return True
             try:
-                keeper = self._leader = self._get_keeper()
+                self._hand_to(self._get_keeper())
             except RuntimeError:  # can't start new thread
                 return True
             self._watched = False
-        keeper._wake()
         return False
 
     # -- The end ------------------------------------------------------------------------------------------------------
@@ -446,12 +461,12 @@ class TurnedLoop:
     def _led(self) -> Generator[None, None, None]:
         """Lead the loop as soon as it can be had, to run nothing in it."""
         turn = Turn()
+        turn.forced = True
         try:
-            self._take(turn, None, force=True)
+            self._take(turn, None)
             yield
         finally:
-            if self._leader is turn:
-                self._step_down()
+            self._step_down(turn)
 
     def _complete(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end, whoever leads."""

@@ -72,7 +72,7 @@ def test_a_thread_that_was_kept_from_stepping_down_takes_its_loop_again(monkeypa
     with wrap(plain) as application:
         assert WsgiServer().run(application).body == b"ok"
 
-        def interrupted(loop: TurnedLoop) -> None:
+        def interrupted(*_: object) -> None:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):

@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 import uvloop
 
+from bridge import loops
 from bridge.loops import LoopPool, Turn, TurnedLoop
-from tests.drivers import LIMIT, Signal, in_thread, run_in_thread, run_in_threads
+from tests.drivers import LIMIT, RunningCall, Signal, in_thread, run_in_thread, run_in_threads
 
 FACTORIES = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -257,6 +258,88 @@ def test_an_interrupt_gives_the_loop_up(loop: TurnedLoop) -> None:
     turn = Turn()
     loop.wait(turn, teller(loop, turn, 0.01))
     assert turn.told
+
+
+class Interrupt(Exception):
+    """Out of a signal's handler."""
+
+
+@contextlib.contextmanager
+def interrupt_at(number: int) -> Iterator[list[str]]:
+    """Raise at one of the points at which CPython runs a signal's handler in bridge/loops.py: calls and their ends."""
+    places: list[str] = []
+
+    def look(frame: types.FrameType, event: str, argument: object) -> None:
+        if frame.f_code.co_filename == loops.__file__ and event in ("call", "c_return"):
+            places.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
+            if len(places) == number:
+                sys.setprofile(None)
+                raise Interrupt
+
+    sys.setprofile(look)
+    try:
+        yield places
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("bound", [False, True], ids=["threads", "greenlets"])
+def test_an_interrupt_at_any_point_leaves_no_party_that_has_gone(
+    factory: Factory, bound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[A20] The thread may lead, follow, hand the loop on, and start the keeper; the others go on as if it had told."""
+    if bound:
+        monkeypatch.setitem(sys.modules, "greenlet", types.ModuleType("greenlet"))
+    number = 1
+    while wait_interrupted(factory, number):
+        number += 1
+    assert number > 10
+
+
+def wait_interrupted(factory: Factory, number: int) -> bool:
+    """Whether so many points lie in a thread's wait, to which another one comes, and to which it leaves the loop."""
+    with contextlib.closing(TurnedLoop(factory, needs_keeper=number % 2 == 0)) as loop:
+        mine, theirs = Turn(), Turn()
+        others: list[RunningCall[None]] = []
+
+        def meet() -> None:
+            others.append(in_thread(loop.wait, theirs))
+            wait_for(lambda: theirs in loop._followers)
+            loop.tell(mine)
+
+        interrupted = False
+        with interrupt_at(number) as places:
+            try:
+                loop.wait(mine, meet)
+            except Interrupt:
+                interrupted = True
+        third = Turn()
+        run_in_thread(loop.wait, third, teller(loop, third))
+        loop.post(teller(loop, theirs))
+        for other in others:
+            other.result()
+        assert not loop._followers, places[-1]
+        assert loop._leader is None or loop._leader is loop._keeper, places[-1]
+    return interrupted
+
+
+def test_greenlets_that_come_into_use_bind_a_loop_to_its_keeper(
+    factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[A16] Also where threads wait for their turn to lead it."""
+    with contextlib.closing(TurnedLoop(factory, needs_keeper=False)) as loop:
+        leader, heir = Turn(), Turn()
+        leads = Signal("leads")
+        leading = in_thread(loop.wait, leader, leads.set)
+        leads.wait()
+        waiting = in_thread(loop.wait, heir, None)
+        wait_for(lambda: loop._followers)
+        monkeypatch.setitem(sys.modules, "greenlet", types.ModuleType("greenlet"))
+        loop.post(teller(loop, leader))
+        leading.result()
+        assert loop._leader is loop._keeper is not None
+        loop.post(teller(loop, heir))
+        waiting.result()
 
 
 def test_where_greenlets_are_used_a_loop_has_one_thread(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
