@@ -829,15 +829,17 @@ class _Cycle:
         # A WebSocket's has no method: it is that of a GET.
         self._response = AsgiResponse(self._scope.get("method", "GET"), extensions.copy())
         extensions[THREAD] = self._lend  # in the app's dict alone, or we would hold ourselves
-        self._loop = life.enter(self)
-        # Of a loop of our own.
-        self._pool = None if self._loop is life.shared or self._loop is life.common else life.pool
+        self._pool: LoopPool | None = None  # of a loop of our own
 
     # -- The server's thread ------------------------------------------------------------------------------------------
 
     def begin(self) -> Iterable[bytes]:
         """Run the app until its response begins."""
         try:
+            life = self._life
+            self._loop = life.enter(self)
+            if self._loop is not life.shared and self._loop is not life.common:
+                self._pool = life.pool
             scope, self._scope = self._scope, {}
             scope["state"] = self._get_state()
             response = self._response
@@ -994,11 +996,17 @@ class _Cycle:
         if self.closed:
             return
         self.closed = True
+        if self.loop is None:  # it was not let in, or an interrupt came right then
+            self._life.cycles.discard(self)
+            return
         if self._lent is not None:
             self._lent.leave()
         self._blocks.clear()
         if self._pool is not None:
-            self._run_to_end()
+            try:
+                self._run_to_end()
+            finally:
+                self._life.cycles.discard(self)
         elif self._ended:
             self._life.cycles.discard(self)
         elif not self._whole:

@@ -17,7 +17,8 @@ import anyio.to_thread
 import pytest
 
 from bridge import AsgiToWsgi, LifespanFailure, threads
-from bridge.loops import TurnedLoop
+from bridge.asgi_to_wsgi import _Life
+from bridge.loops import LoopPool, TurnedLoop
 from tests.drivers import FakeInput, WsgiServer, make_environ, run_in_thread, run_in_threads
 
 Scope = dict[str, Any]
@@ -182,6 +183,42 @@ def test_an_interrupt_leaves_the_startup_to_the_next_request(monkeypatch: pytest
             with pytest.raises(KeyboardInterrupt):
                 application.startup()
         assert run_in_thread(WsgiServer().run, application).body == b"ok"
+
+
+@pytest.mark.parametrize("loop", ["request", "shared"])
+def test_an_interrupt_right_after_a_request_was_let_in_lets_it_go(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A20] No shutdown waits for it."""
+    real = _Life.enter
+
+    def enter(life: _Life, cycle: Any) -> TurnedLoop:
+        entered = real(life, cycle)
+        if loop == "request":
+            life.pool.give_back(entered)
+        raise KeyboardInterrupt
+
+    with contextlib.closing(wrap(plain, loop)) as application:
+        with monkeypatch.context() as patch:
+            patch.setattr(_Life, "enter", enter)
+            with pytest.raises(KeyboardInterrupt):
+                list(application(make_environ(), lambda *arguments: None))  # type: ignore[arg-type]
+        assert not application._life.cycles
+
+
+def test_an_interrupt_while_a_loop_is_given_back_lets_its_request_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A20]"""
+    real = LoopPool.give_back
+
+    def give_back(pool: LoopPool, *arguments: Any, **options: Any) -> None:
+        real(pool, *arguments, **options)
+        raise KeyboardInterrupt
+
+    with contextlib.closing(wrap(plain, "request")) as application:
+        with monkeypatch.context() as patch:
+            patch.setattr(LoopPool, "give_back", give_back)
+            result: Any = application(make_environ(), lambda *arguments: None)  # type: ignore[arg-type]
+            with pytest.raises(KeyboardInterrupt):
+                result.close()
+        assert not application._life.cycles
 
 
 def test_closing_in_a_signals_handler_during_startup_is_an_error() -> None:
