@@ -159,6 +159,7 @@ class TurnedLoop:
         self.needs_keeper: bool = needs_keeper
         self._executor = _Executor()
         self.native.set_default_executor(self._executor)
+        self._factory: Any = None  # the task factory that we have set
         self._root = self._make_root()
         self._mutex = Lock()
         self._leader: Turn | None = None
@@ -194,7 +195,8 @@ class TurnedLoop:
 
     def count_tasks(self) -> None:
         """Know from now on which tasks the loop has. To ask asyncio means to look through those of all loops."""
-        self.native.set_task_factory(_Made(self.native.get_task_factory()))
+        self._factory = _Made(self.native.get_task_factory())
+        self.native.set_task_factory(self._factory)
 
     @property
     def waiting(self) -> int:
@@ -491,6 +493,8 @@ class TurnedLoop:
             Whether nothing is left.
         """
         self.needs_keeper = False
+        if self._is_altered():
+            return False
         if self._executor.used:
             self._executor.shutdown(wait=False)
             self._executor = _Executor()
@@ -498,14 +502,31 @@ class TurnedLoop:
         ready = ready or bool(getattr(self.native, "_ready", None))
         bound = "greenlet" in sys.modules  # then the keeper may as well go on, and knows best what there is
         if not (ready or bound) and self._leader is None and not self._tasks():
-            return True
+            return not self._expects_more()
         if asyncio._get_running_loop() is not None:
             return bool(threads.call(partial(self.clear, ready)))
         cleared = self._complete(self._clear(ready))
         if not bound:
             with self._led():  # so that the keeper does not
                 pass
-        return cleared
+        return cleared and not self._expects_more()
+
+    def _is_altered(self) -> bool:
+        """Whether somebody has put things of his own in the places of the loop's, where it lets that be seen."""
+        native = self.native
+        return (
+            native.get_task_factory() is not self._factory
+            or native.get_exception_handler() is not None
+            or getattr(native, "_default_executor", self._executor) is not self._executor
+        )
+
+    def _expects_more(self) -> bool:
+        """Whether timers or descriptors are left that would call somebody, where the loop lets it be seen."""
+        native: Any = self.native
+        if len(getattr(native, "_scheduled", ())) > getattr(native, "_timer_cancelled_count", 0):
+            return True
+        selector = getattr(native, "_selector", None)
+        return selector is not None and len(selector.get_map()) > 1  # than what wakes the loop itself
 
     async def _clear(self, ready: bool) -> bool:
         if ready:

@@ -11,6 +11,8 @@ import threading
 import time
 import types
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import uvloop
@@ -540,8 +542,39 @@ def test_a_pool_ends_each_of_many_tasks(factory: Factory, own_factory: bool) -> 
         pool.give_back(loop)
         assert len(ended) == 300
         assert [task.cancelled() for task in kept] == [False] + [True] * 100
-        assert pool.take() is loop
+        assert loop.native.is_closed() is own_factory
+
+
+@pytest.mark.parametrize(
+    ("change", "factories"),
+    [
+        (lambda loop: loop.set_task_factory(None), ["asyncio", "uvloop"]),
+        (lambda loop: loop.set_exception_handler(lambda loop, context: None), ["asyncio", "uvloop"]),
+        (lambda loop: loop.set_default_executor(ThreadPoolExecutor(1)), ["asyncio"]),
+        (lambda loop: loop.call_later(100, print), ["asyncio"]),
+        (lambda loop: loop.add_reader(loop._csock, print), ["asyncio"]),
+    ],
+    ids=["task factory", "exception handler", "executor", "timer", "descriptor"],
+)
+def test_a_loop_that_a_request_has_altered_is_no_more_given_out(
+    change: Callable[[Any], object], factories: list[str]
+) -> None:
+    """[A14] [S2] What one request sets does not meet the next, where the loop lets it be seen."""
+    for name in factories:
+        alter_loop(FACTORIES[name], change)
+
+
+def alter_loop(factory: Factory, change: Callable[[Any], object]) -> None:
+    with contextlib.closing(LoopPool(factory)) as pool:
+        loop = pool.take()
+        turn = Turn()
+        loop.wait(turn, in_turn(lambda: loop.native.call_later(100, print).cancel(), teller(loop, turn)))
         pool.give_back(loop)
+        assert pool.take() is loop
+        turn = Turn()
+        loop.wait(turn, in_turn(lambda: change(loop.native), teller(loop, turn)))
+        pool.give_back(loop)
+        assert loop.native.is_closed()
 
 
 def test_a_loop_that_comes_back_to_a_closed_pool_is_closed(factory: Factory) -> None:
