@@ -526,7 +526,11 @@ class TurnedLoop:
         if len(getattr(native, "_scheduled", ())) > getattr(native, "_timer_cancelled_count", 0):
             return True
         selector = getattr(native, "_selector", None)
-        return selector is not None and len(selector.get_map()) > 1  # than what wakes the loop itself
+        if selector is None or len(selector.get_map()) == 1:  # what wakes the loop itself
+            return False
+        # Open connections are left to their pools: they work, as long as the next request happens to have this loop.
+        connections = getattr(native, "_transports", ())
+        return sum(descriptor not in connections for descriptor in selector.get_map()) > 1
 
     async def _clear(self, ready: bool) -> bool:
         if ready:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -575,6 +576,30 @@ def alter_loop(factory: Factory, change: Callable[[Any], object]) -> None:
         loop.wait(turn, in_turn(lambda: change(loop.native), teller(loop, turn)))
         pool.give_back(loop)
         assert loop.native.is_closed()
+
+
+def test_a_loop_with_an_open_connection_is_kept(factory: Factory) -> None:
+    """[A14] It may be in a pool of the app's, which finds it in order as long as the next request has this loop."""
+    with contextlib.closing(LoopPool(factory)) as pool, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        loop = pool.take()
+        turn = Turn()
+        transports: list[asyncio.BaseTransport] = []
+
+        async def connect() -> None:
+            transport, _ = await loop.native.create_connection(asyncio.Protocol, *listener.getsockname())
+            transports.append(transport)
+
+        def begin() -> None:
+            loop.native.create_task(connect()).add_done_callback(lambda _: loop.tell(turn))
+
+        loop.wait(turn, begin)
+        pool.give_back(loop)
+        assert pool.take() is loop
+        turn.told = False
+        loop.wait(turn, in_turn(transports[0].close, teller(loop, turn)))
+        pool.give_back(loop)
 
 
 def test_a_loop_that_comes_back_to_a_closed_pool_is_closed(factory: Factory) -> None:

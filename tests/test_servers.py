@@ -40,8 +40,8 @@ WSGI_APPS_ON_ASGI_SERVERS = {
     "django": "uvicorn-httptools-uvloop hypercorn-trio",
     "pyramid": "hypercorn-asyncio",
     "falcon": "granian-asgi",
-    "bottle": "daphne",
-    "cherrypy": "hypercorn-http2",
+    "bottle": "hypercorn-http2",
+    "cherrypy": "daphne",
     "dash": "gunicorn-uvicorn-worker",
 }
 ASGI_APPS_ON_WSGI_SERVERS = {
