@@ -76,7 +76,8 @@ class Server:
         if "{port}" in self.command:
             words = [self.command]
         first, *rest = shlex.split(" ".join(words).format(**names))
-        if importlib.util.find_spec(first) and first != "mod_wsgi-express":
+        # To look for a module in a package means to import the package: gevent is for other processes.
+        if importlib.util.find_spec(first.partition(".")[0]) and first != "mod_wsgi-express":
             return [sys.executable, "-m", first, *rest]
         return [*as_a_user_that_reads_all(first), str(program(first)), *rest]
 
