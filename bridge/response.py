@@ -235,7 +235,7 @@ class AsgiResponse:
         self._method = method
         self._extensions = extensions
         self._bodiless = False
-        self.has_trailers = False  # the app has said that some will follow
+        self.has_trailers: bool = False  # the app has said that some will follow
         self._length = _UNKNOWN_LENGTH
 
     def send(self, message: Mapping[str, Any]) -> bytes:

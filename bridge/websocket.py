@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from websockets.frames import Frame
+    from websockets.server import ServerProtocol
 
     from bridge.response import Accept, Close, Data
 
@@ -157,7 +158,7 @@ class Handshake:
             client_max_window_bits=WINDOW_BITS,
             compress_settings={"memLevel": 5},
         )
-        self.protocol = ServerProtocol(state=OPEN, extensions=[deflate], max_size=MESSAGE_BYTES)
+        self.protocol: ServerProtocol = ServerProtocol(state=OPEN, extensions=[deflate], max_size=MESSAGE_BYTES)
         response = self.protocol.accept(Request("/", asked))
         if response.status_code != 101:
             error = self.protocol.handshake_exc
@@ -220,7 +221,7 @@ class Connection:
         on_left: Callable[[], object],
         on_over: Callable[[], object],
     ) -> None:
-        self.is_over = False
+        self.is_over: bool = False
         self._loop = loop
         self._sock = sock
         self._handshake = handshake
