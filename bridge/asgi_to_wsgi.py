@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
-import contextvars
 import errno
 import functools
 import logging
 import math
-import os
 import select
 import signal
 import socket
 import ssl
-import sys
 import threading
-import time
-import traceback
 import types
-import weakref
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-import anyio
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
 from bridge import threads
 from bridge.body import BodyReader
-from bridge.errors import BadRequest, ClientDisconnected, LifespanFailure, ProtocolError, shown, shown_requests
+from bridge.errors import BadRequest, ClientDisconnected, ProtocolError, shown
 from bridge.files import PathFile
 from bridge.kinds import Kind, check_app
-from bridge.lifespan import Lifespan, Stage
-from bridge.loops import LentLoop, LoopPool, Turn, TurnedLoop, has_ended, is_cancellation, notice_fork
+from bridge.life import GuestLife, Life
+from bridge.loops import LentLoop, LoopPool, Turn, TurnedLoop, has_ended, is_cancellation
 from bridge.nesting import LOOP, THREAD, WholeAnswer, inherit, outer_scope
 from bridge.response import (
     COMPLETE,
@@ -76,21 +68,8 @@ GRACE_SECONDS = 1.0
 PATIENCE_SECONDS = 5.0
 """How long it may go on after that. Then the server's thread leaves it alone."""
 
-WAIT_SECONDS = 0.005
-"""How often a shutdown looks whether the requests in flight have ended."""
-
-NOTICE_SECONDS = 2.0
-"""After that a shutdown says what it waits for: before the patience ends of whoever waits for the shutdown."""
-
 LOOK_SECONDS = 0.2
 """How often a request that waits or streams looks whether its client is still there."""
-
-SHUTDOWN_SECONDS = 30.0
-"""How long the requests in flight may take to end, and then the app's shutdown, before they are given up: gunicorn's
-grace."""
-
-EXIT_SECONDS = 5.0
-"""The same at the interpreter's exit, which servers wait for with less patience."""
 
 STARTUP_SECONDS = 60.0
 """How long an app may take to start, as under hypercorn: some load a model, or wait for their database. A server with
@@ -164,9 +143,9 @@ class AsgiToWsgi:
         if startup_timeout is not None and not 0 < startup_timeout < math.inf:
             raise ValueError(f"startup_timeout expected seconds, more than 0, or None, got {startup_timeout!r}")
         self.app = app
-        self._life = _Life(loop, loop_factory, lifespan, startup_timeout)
-        self._lifespan_wish = lifespan
-        self._guest_lives: dict[object, _GuestLife] = {}  # by the loops that lie outside
+        self._life = Life(loop, loop_factory, lifespan, startup_timeout)
+        self._guest_lives: dict[object, GuestLife] = {}  # by the loops that lie outside
+        self._make_guest_life = partial(GuestLife, app, lifespan, startup_timeout)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request (PEP 3333).
@@ -202,11 +181,12 @@ class AsgiToWsgi:
                 _ask_for_websockets()
         return _Cycle(self, self._life, environ, start_response)
 
-    def _add_guest_life(self, loop: object) -> _GuestLife:
+    def _add_guest_life(self, loop: object) -> GuestLife:
         for other in list(self._guest_lives):
             if has_ended(other):
                 self._guest_lives.pop(other, None)
-        return self._guest_lives.setdefault(loop, _GuestLife(self, loop))
+        life = self._make_guest_life(partial(self._guest_lives.pop, loop, None))
+        return self._guest_lives.setdefault(loop, life)
 
     def startup(self) -> None:
         """Start the app now, and not at the first request.
@@ -229,7 +209,7 @@ class AsgiToWsgi:
 
     def statistics(self) -> AsgiToWsgiStatistics:
         """What is going on, for metrics; from any thread, at the cost of a look at each request."""
-        cycles, shared = list(self._life.cycles), self._life.shared
+        cycles, shared = list(self._life.requests), self._life.shared
         loops = {shared, *self._life.pool.idle, *(cycle.loop for cycle in cycles)} - {None}
         return AsgiToWsgiStatistics(
             requests=len(cycles),
@@ -255,467 +235,6 @@ class AsgiToWsgi:
             # here.
             with contextlib.suppress(RuntimeError):  # can't start new thread at interpreter shutdown
                 threads.start(life.stop, "bridge-closer")
-
-
-class _Life:
-    """What an app has in this process: its lifespan and its loops.
-
-    `_mutex` is held during startup and shutdown: threads that race for the first request wait for the one that starts,
-    and hear it if that one has waited in vain. A startup that blocks its loop holds the thread that runs it, and the
-    mutex with it, for as long as it likes; who waits for the mutex does not.
-    A request enters without it: it says that it is there, then looks whether the app still lives; who stops the app
-    says that it does not, then looks who is there. So one of them sees the other.
-
-    A life that has started is held by this module, and with it its tasks, which loops hold weakly, and its loops: the
-    garbage collector would end them by force, together with a wrapper that was dropped. It knows neither the wrapper
-    nor, but for its lifespan, the app.
-
-    Attributes:
-        started: Whether requests can be served.
-        cycles: The requests in flight.
-        shared: The process's loop for this app; None if each request has its own.
-        common: The loop of its WebSockets, where ``loop="auto"`` has come to loops for requests; made for the first.
-        pool: The loops for one request each.
-        state: What the app left at startup.
-    """
-
-    def __init__(
-        self,
-        loop: str,
-        loop_factory: Callable[[], asyncio.AbstractEventLoop],
-        lifespan: str,
-        startup_timeout: float | None,
-    ) -> None:
-        self.loop_factory = loop_factory
-        self._loop_wish = loop
-        self._lifespan_wish = lifespan
-        self._startup_timeout = startup_timeout
-        self.reset()
-        _every.add(self)
-
-    def reset(self) -> None:
-        """Begin anew: at first, and in a child after a fork."""
-        self.started = False
-        self.cycles: set[_Cycle] = set()
-        self.shared: TurnedLoop | None = None
-        self.common: TurnedLoop | None = None
-        self.pool = LoopPool(self.loop_factory)
-        self.state: dict[str, Any] = {}
-        self._home: _Home | None = None
-        self._common_mutex = threads.Lock()  # guards the making of `common`
-        self._mutex = threads.Mutex()
-        self._late_startups = 0
-        self._late_message = ""  # of the last of them
-
-    def enter(self, cycle: _Cycle) -> TurnedLoop:
-        """Let a request in; the app is started for the first one.
-
-        WebSockets meet: what one of them says, the app tells the others. So they have a loop in common, unless the user
-        asks for one each.
-
-        Returns:
-            The loop that it is to use.
-        """
-        while True:
-            if os.getpid() != _pid:
-                _notice_fork()
-            if not self.started:
-                self.start(cycle.owner.app)
-            self.cycles.add(cycle)
-            try:
-                if self.started:
-                    return self.shared or (cycle.meets and self._get_common()) or self.pool.take()
-            except BaseException:
-                self.cycles.discard(cycle)
-                raise
-            self.cycles.discard(cycle)
-
-    def start(self, app: Any) -> None:
-        _notice_fork()
-        if _starting.get() is self:
-            raise _asked_too_early()
-        late_startups = self._late_startups
-        with self._changing(self._startup_timeout):
-            if self.started:
-                return
-            if self._late_startups != late_startups:  # while we waited: many more would wait as long as that, in turn
-                raise LifespanFailure(self._late_message)
-            _register_exit()
-            if self._lifespan_wish != "off":
-                self._start_lifespan(app)
-            if self._shares_loop():
-                self.shared = self._home.loop if self._home else TurnedLoop(self.loop_factory, needs_keeper=True)
-            self.started = True
-            _started.add(self)
-
-    def _get_common(self) -> TurnedLoop | None:
-        """The loop in common, if there shall be one. Not under `_mutex`: who holds it may wait for this request."""
-        if self.common is None and self._loop_wish == "auto":
-            with self._common_mutex:
-                if self.started and self.common is None:
-                    self.common = TurnedLoop(self.loop_factory, needs_keeper=True)
-        return self.common
-
-    def _shares_loop(self) -> bool:
-        if threads.is_patched():
-            return True  # gevent's locks do not hold between many real threads
-        if self._loop_wish == "auto":
-            # Greenlets come by hundreds, and a loop for each would take a real thread for each.
-            return self._home is not None or not threads.may_run_loops()
-        return self._loop_wish == "shared"
-
-    def _start_lifespan(self, app: Any) -> None:
-        home = _Home(app, self.loop_factory)
-        token = _starting.set(self)  # the lifespan's task and what it starts see it
-        try:
-            home.start(self._startup_timeout)
-        finally:
-            _starting.reset(token)
-        lifespan = home.lifespan
-        if lifespan.stage in (Stage.STARTED, Stage.STOPPED):  # it may have ended by itself, right after its word
-            self._home, self.state = home, lifespan.state
-            return
-        home.loop.close()
-        if isinstance(lifespan.error, (KeyboardInterrupt, SystemExit)):
-            raise lifespan.error
-        if lifespan.stage is Stage.LATE:
-            self._late_startups += 1
-            self._late_message = f"the app did not start: {lifespan.message}{_last_place(lifespan.error)}"
-            raise LifespanFailure(self._late_message) from lifespan.error
-        if lifespan.stage is Stage.FAILED:
-            raise LifespanFailure(f"the app refused to start: {lifespan.message}") from lifespan.error
-        if self._lifespan_wish == "on":
-            raise LifespanFailure("the app knows no lifespan, and lifespan='on' asks for one") from lifespan.error
-
-    @contextlib.contextmanager
-    def _changing(self, timeout: float | None) -> Generator[None]:
-        """Hold the mutex; an error if this thread does already, in the middle of which a signal's handler runs.
-
-        Args:
-            timeout: How long whoever else holds it may do so; a little more, for it may keep to the same limit.
-        """
-        me, other = threads.Holder(), self._mutex.holder
-        if other is not None and other.who == me.who:
-            raise RuntimeError("a startup or a shutdown of this app is under way in this very thread")
-        try:
-            self._wait_for_change(me, math.inf if timeout is None else timeout + GRACE_SECONDS)
-            yield
-        finally:
-            self._mutex.release(me)
-
-    def _wait_for_change(self, me: threads.Holder, limit: float) -> None:
-        while not self._mutex.acquire(me, 0):
-            other = self._mutex.holder
-            rest = limit if other is None else other.since + limit - me.since
-            if self._mutex.acquire(me, rest):
-                return
-            if other is not None and self._mutex.holder is other:
-                raise LifespanFailure(
-                    "a startup or a shutdown of the app has been under way for "
-                    f"{time.monotonic() - other.since:.3g} s, it is left {_shown_thread(other.who)}"
-                )
-
-    def stop(self, timeout: float = SHUTDOWN_SECONDS) -> None:
-        _notice_fork()
-        running = asyncio._get_running_loop()
-        try:
-            with self._changing(3 * timeout):
-                if not self.started:
-                    return
-                if running is not None and self._lives_in(running):
-                    raise RuntimeError("close() was called in the app's own event loop, which it has to wait for")
-                self._stop(timeout)
-        except LifespanFailure as error:
-            logger.error("the app cannot be shut down: %s", error)
-
-    def _stop(self, timeout: float) -> None:
-        """End this life, or leave what cannot be ended to a thread of its own: code of the app may block its loop."""
-        self.started = False
-        home, pool = self._home, self.pool
-        with self._common_mutex:  # from here on nobody makes one
-            shared = self.shared or self.common
-        try:
-            end = partial(self._end, home, shared, pool, timeout)
-            try:
-                wait = threads.begin(end)
-            except RuntimeError:  # can't start new thread: the interpreter is on its way out
-                end()
-                return
-            if not wait(3 * timeout):  # for the requests, for the shutdown, and for what is then cancelled
-                leaders = {loop.leader for loop in (shared, home.loop if home else None) if loop is not None}
-                places = " and ".join(map(_shown_thread, leaders - {0})) or "alone"
-                logger.error("the app has not ended within %.3g s: its event loop is left %s", 3 * timeout, places)
-        finally:
-            self.pool = LoopPool(self.loop_factory)
-            self.shared = self.common = self._home = None
-            self.state = {}
-            _started.discard(self)
-
-    def _end(self, home: _Home | None, shared: TurnedLoop | None, pool: LoopPool, timeout: float) -> bool:
-        try:
-            for cycle in list(self.cycles):
-                cycle.go_away()
-            self._wait_for_cycles(timeout)
-            if home is not None:
-                home.stop(timeout)
-        except Exception:
-            logger.exception("the app could not be shut down")
-        finally:
-            for loop in (shared, home.loop if home else None):
-                if loop is not None:
-                    loop.close()  # twice is once
-            pool.close()
-        return True
-
-    def _lives_in(self, native: asyncio.AbstractEventLoop) -> bool:
-        home = self._home
-        return (home is not None and home.loop.native is native) or any(
-            cycle.runs_in(native) for cycle in list(self.cycles)
-        )
-
-    def _wait_for_cycles(self, timeout: float) -> None:
-        began = time.monotonic()
-        told = False
-        while self.cycles and time.monotonic() < began + timeout:
-            if not told and time.monotonic() > began + NOTICE_SECONDS:
-                told = True
-                logger.warning("the shutdown waits for %s", self.in_app())
-            threads.pause(WAIT_SECONDS)
-        left = list(self.cycles)
-        if left:
-            logger.error("the shutdown leaves alone what has not ended in %.3g s: %s", timeout, self.in_app())
-        self.cycles.difference_update(left)  # nobody shall wait for them again
-
-    def in_app(self) -> str:
-        """The requests in flight, as a log names them."""
-        return shown_requests([cycle.name for cycle in list(self.cycles)])
-
-
-class _Home:
-    """Where an app's lifespan lives: the loop, and the task in which the app starts and shuts down.
-
-    Attributes:
-        loop: It is shared by the requests, unless each is to have its own.
-        lifespan: How far the app has come.
-    """
-
-    def __init__(self, app: Any, loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
-        self.loop = TurnedLoop(loop_factory, needs_keeper=True)
-        self.lifespan = Lifespan(app, self._tell)
-        self._turn = Turn()  # of the thread that starts or stops the app
-        self._task: asyncio.Task[None] | None = None  # loops hold their tasks weakly
-        self._timer: asyncio.TimerHandle | None = None  # of the stage that the app is in
-
-    def start(self, timeout: float | None) -> None:
-        """Run the app until it has started, or has not. If an interrupt comes, the loop is closed."""
-
-        def begin() -> None:
-            self._task = self.loop.native.create_task(self.lifespan.run())
-            if timeout is not None:
-                self._set_timer(timeout)
-
-        try:
-            self._turn.told = False
-            self.loop.wait(self._turn, begin)
-        except BaseException:
-            self.loop.close()
-            raise
-
-    def stop(self, timeout: float) -> None:
-        """Have the app shut down, and say in the log if it did not."""
-
-        def begin() -> None:
-            self.lifespan.stop()
-            self._set_timer(timeout)
-
-        callback: Callable[[], None] | None = begin
-        while self.lifespan.stage is not Stage.STOPPED:
-            self._turn.told = False
-            self.loop.wait(self._turn, callback)
-            callback = None
-        _log_stop(self.lifespan)
-
-    def _set_timer(self, seconds: float) -> None:
-        self._timer = self.loop.native.call_later(seconds, self.lifespan.give_up, seconds)
-
-    def _tell(self) -> None:
-        if self._timer is not None:  # else it would come in the middle of the next stage, and end that
-            self._timer.cancel()
-            self._timer = None
-        self.loop.tell(self._turn)
-
-
-def _last_place(error: BaseException | None) -> str:
-    """Where an app stood that was cancelled."""
-    if error is None or error.__traceback__ is None:
-        return ""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"; it waited in {frame.name}() ({frame.filename}:{frame.lineno})"
-
-
-def _shown_thread(ident: int) -> str:
-    """Where a thread stands that should be elsewhere."""
-    name = next((thread.name for thread in threading.enumerate() if thread.ident == ident), str(ident))
-    frame = sys._current_frames().get(ident)
-    place = f", in {frame.f_code.co_name}() ({frame.f_code.co_filename}:{frame.f_lineno})" if frame is not None else ""
-    return f"to the thread {name}{place}"
-
-
-class _GuestLife:
-    """What an app has on a loop that lies outside of ours (C2): a lifespan there.
-
-    It starts with the first request, and ends when the server outside shuts down, behind its last request.
-
-    Attributes:
-        cycles: The requests in flight.
-        state: What the app left at startup.
-    """
-
-    shared: TurnedLoop | None = None
-    common: TurnedLoop | None = None
-    pool: LoopPool | None = None
-
-    def __init__(self, owner: AsgiToWsgi, key: object) -> None:
-        self.cycles: set[_Cycle] = set()
-        self.state: dict[str, Any] = {}
-        self._owner = owner
-        self._key = key
-        self._started = False
-        self._lifespan: Lifespan | None = None
-        self._lifespan_task: Any = None  # asyncio holds its tasks weakly
-        self._tell: Callable[[], None] = _nothing  # whoever waits for the lifespan to change
-        self._mutex = threading.Lock()  # held during startup
-
-    def enter(self, cycle: _Cycle) -> LentLoop:
-        """Let a request in; the app is started for the first one."""
-        assert isinstance(cycle, _GuestCycle)
-        if not self._started:
-            if _starting.get() is self:
-                raise _asked_too_early()
-            with self._mutex:
-                if not self._started:
-                    self._start(cycle.lent_loop)
-                    self._started = True
-        self.cycles.add(cycle)
-        return cycle.lent_loop
-
-    def _start(self, loop: LentLoop) -> None:
-        wish = self._owner._lifespan_wish
-        if wish == "off":
-            return
-        turn = Turn()
-        lifespan = Lifespan(self._owner.app, lambda: self._tell())
-        self._tell = lambda: loop.tell(turn)
-
-        def begin() -> None:
-            self._lifespan_task = loop.native.create_task(lifespan.run())
-
-        context = contextvars.Context()  # not the request's, which the app's own tasks would go on to see
-        context.run(_starting.set, self)
-        context.run(loop.wait, turn, begin)
-        self._tell = _nothing
-        if _has_started(lifespan, wish):
-            self._lifespan, self.state = lifespan, lifespan.state
-            loop.at_shutdown(self._stop)
-
-    async def _stop(self) -> None:
-        self._owner._guest_lives.pop(self._key, None)  # a later request starts the app anew
-        lifespan = self._lifespan
-        assert lifespan is not None
-        changed = anyio.Event()
-        self._tell = changed.set
-        with anyio.move_on_after(SHUTDOWN_SECONDS):
-            lifespan.stop()
-            while lifespan.stage is not Stage.STOPPED:
-                await changed.wait()
-                changed = anyio.Event()
-                self._tell = changed.set
-        if lifespan.stage is not Stage.STOPPED:
-            lifespan.message = f"it took longer than {SHUTDOWN_SECONDS} s"
-            self._lifespan_task.cancel()
-        _log_stop(lifespan)
-
-
-def _nothing() -> None:
-    pass
-
-
-def _asked_too_early() -> RuntimeError:
-    return RuntimeError("the app asked its own wrapper for an answer before its startup was complete")
-
-
-def _has_started(lifespan: Lifespan, wish: str) -> bool:
-    """Whether an app takes part in lifespan; raises if it refused to start, or if it does not and has to."""
-    if lifespan.stage in (Stage.STARTED, Stage.STOPPED):  # it may have ended by itself, right after its word
-        return True
-    if isinstance(lifespan.error, (KeyboardInterrupt, SystemExit)):
-        raise lifespan.error
-    if lifespan.stage is Stage.FAILED:
-        raise LifespanFailure(f"the app refused to start: {lifespan.message}") from lifespan.error
-    if wish == "on":
-        raise LifespanFailure("the app knows no lifespan, and lifespan='on' asks for one") from lifespan.error
-    return False
-
-
-def _log_stop(lifespan: Lifespan) -> None:
-    if lifespan.message:
-        logger.error("the app refused to stop: %s", lifespan.message)
-    elif lifespan.error is not None:
-        logger.error("the app failed when it was to stop", exc_info=lifespan.error)
-
-
-_every: weakref.WeakSet[_Life] = weakref.WeakSet()
-_starting: contextvars.ContextVar[_Life | _GuestLife | None] = contextvars.ContextVar("bridge.starting", default=None)
-_started: set[_Life] = set()
-_exit_registered = False
-_pid = os.getpid()
-_noticing = threading.Lock()  # threads of a child that notice at once
-
-
-def _register_exit() -> None:
-    """Shut down at the interpreter's exit, while the app can still use worker threads.
-
-    concurrent.futures stops its threads before `atexit` handlers run, so theirs is the place: what is registered later
-    runs earlier. `asgiref.sync`, imported above, has brought concurrent.futures in.
-    """
-    global _exit_registered
-    if not _exit_registered:
-        _exit_registered = True
-        register = getattr(threading, "_register_atexit", atexit.register)
-        with contextlib.suppress(RuntimeError):  # the interpreter is on its way out already
-            register(_at_exit)
-
-
-def _at_exit() -> None:
-    # Each waits for requests, for the shutdown, and for what is then cancelled. An app that blocks its loop is left.
-    deadline = time.monotonic() + 3 * EXIT_SECONDS + GRACE_SECONDS
-    for wait in [threads.begin(partial(life.stop, EXIT_SECONDS)) for life in list(_started)]:
-        wait(max(0.0, deadline - time.monotonic()))
-
-
-def _after_fork() -> None:
-    global _pid
-    _pid = os.getpid()
-    _started.clear()
-    for life in list(_every):
-        life.reset()
-
-
-def _notice_fork() -> None:
-    """Begin anew in a child that nobody has told of the fork.
-
-    uWSGI forks its workers without a word to Python, unless it is run with ``--py-call-osafterfork``. Apps that were
-    used before, and not only wrapped, then have loops whose threads are missing.
-    """
-    if os.getpid() != _pid:
-        with _noticing:
-            notice_fork()
-            if os.getpid() != _pid:
-                _after_fork()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 # -- Theory -----------------------------------------------------------------------------------------------------------
@@ -747,7 +266,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 class _Cycle:
     """One HTTP request through an ASGI app."""
 
-    meets = False  # others of its kind, on one loop
+    meets: bool = False
+    lent_loop: LentLoop | None = None
 
     __slots__ = (
         "_asked",
@@ -787,7 +307,7 @@ class _Cycle:
     )  # more than the 30 attributes up to which a plain object is as quick
 
     def __init__(
-        self, owner: AsgiToWsgi, life: _Life | _GuestLife, environ: WSGIEnvironment, start_response: StartResponse
+        self, owner: AsgiToWsgi, life: Life | GuestLife, environ: WSGIEnvironment, start_response: StartResponse
     ) -> None:
         self.owner = owner  # a wrapper that is dropped closes its loop: not before its requests have ended
         self._life = life
@@ -997,7 +517,7 @@ class _Cycle:
             return
         self.closed = True
         if self.loop is None:  # it was not let in, or an interrupt came right then
-            self._life.cycles.discard(self)
+            self._life.requests.discard(self)
             return
         if self._lent is not None:
             self._lent.leave()
@@ -1006,9 +526,9 @@ class _Cycle:
             try:
                 self._run_to_end()
             finally:
-                self._life.cycles.discard(self)
+                self._life.requests.discard(self)
         elif self._ended:
-            self._life.cycles.discard(self)
+            self._life.requests.discard(self)
         elif not self._whole:
             self._loop.post(self._hang_up)
         self._left = True
@@ -1034,7 +554,7 @@ class _Cycle:
             self._loop.wait(turn, self._hang_up)
             turn.told = False
         self._pool.give_back(self._loop, ready=self._gone or bool(self._errors))
-        self._life.cycles.discard(self)
+        self._life.requests.discard(self)
 
     def _raise_failure(self, message: str) -> None:
         """Say why the response does not come, or does not go on."""
@@ -1066,6 +586,10 @@ class _Cycle:
             return self._errors.pop() if self._errors else None
         except IndexError:  # two came for it at once
             return None
+
+    @property
+    def app(self) -> Any:
+        return self.owner.app
 
     @property
     def name(self) -> str:
@@ -1121,7 +645,7 @@ class _Cycle:
             self._errors.append(error)
         self._ended = True
         if self._pool is None:
-            self._life.cycles.discard(self)
+            self._life.requests.discard(self)
         self._stop_timer()
         self._wake_receivers()
         if self._left:
@@ -1246,7 +770,7 @@ class _Cycle:
     def _give_up(self) -> None:
         logger.error("the app goes on although its client has left and it was cancelled: it is left alone")
         self._given_up = True
-        self._life.cycles.discard(self)
+        self._life.requests.discard(self)
         self._loop.tell(self._turn)
 
     def _set_timer(self, seconds: float, callback: Callable[..., object], *args: Any) -> None:
@@ -1299,7 +823,7 @@ class _WebsocketCycle(_Cycle):
     def __init__(
         self,
         owner: AsgiToWsgi,
-        life: _Life,
+        life: Life,
         environ: WSGIEnvironment,
         start_response: StartResponse,
         handshake: Handshake,

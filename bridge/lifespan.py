@@ -86,6 +86,11 @@ class Lifespan:
         self._started = False  # the app has received lifespan.startup
         self._stop = anyio.Event()
 
+    @property
+    def has_started(self) -> bool:
+        """Whether the app has ever started; it may have ended by itself, right after its word."""
+        return self.stage in (Stage.STARTED, Stage.STOPPING, Stage.STOPPED)
+
     async def run(self) -> None:
         """Live, from startup to shutdown."""
         scope = {

@@ -358,7 +358,7 @@ def test_to_ask_again_and_again_piles_nothing_up(wrap: Wrap) -> None:
     applications: list[AsgiToWsgi] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        (cycle,) = applications[0]._life.cycles
+        cycle: Any = next(iter(applications[0]._life.requests))
 
         async def poll() -> None:
             for _ in range(20):
@@ -1575,8 +1575,8 @@ def test_the_interpreters_exit_shuts_the_app_down_while_threads_can_be_used(fact
 def test_a_shutdown_that_hangs_does_not_hang_the_exit() -> None:
     """[A20] Neither in await nor in a loop that is blocked."""
     result = script("""
-        import bridge.asgi_to_wsgi
-        bridge.asgi_to_wsgi.EXIT_SECONDS = 0.2
+        import bridge.life
+        bridge.life.EXIT_SECONDS = 0.2
         def stuck(block):
             async def app(scope, receive, send):
                 await receive()

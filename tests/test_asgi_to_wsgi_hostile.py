@@ -17,7 +17,7 @@ import anyio.to_thread
 import pytest
 
 from bridge import AsgiToWsgi, LifespanFailure, threads
-from bridge.asgi_to_wsgi import _Life
+from bridge.life import Life
 from bridge.loops import LoopPool, TurnedLoop
 from tests.drivers import FakeInput, WsgiServer, make_environ, run_in_thread, run_in_threads
 
@@ -55,7 +55,7 @@ def test_an_odd_environ_leaves_nothing_behind(loop: str, odd: dict[str, Any], st
         for _ in range(3):
             result = WsgiServer(validate=False).run(application, make_environ() | odd)
             assert result.status == status
-    assert not application._life.cycles
+    assert not application._life.requests
 
 
 @pytest.mark.parametrize("loop", ["request", "shared"])
@@ -64,7 +64,7 @@ def test_an_environ_without_a_method_is_the_servers_error(loop: str) -> None:
     with wrap(plain, loop) as application:
         with pytest.raises(KeyError, match="REQUEST_METHOD"):
             application({"wsgi.input": FakeInput()}, lambda *arguments: None)  # type: ignore[arg-type]
-        assert not application._life.cycles
+        assert not application._life.requests
         assert WsgiServer().run(application).body == b"ok"
 
 
@@ -188,9 +188,9 @@ def test_an_interrupt_leaves_the_startup_to_the_next_request(monkeypatch: pytest
 @pytest.mark.parametrize("loop", ["request", "shared"])
 def test_an_interrupt_right_after_a_request_was_let_in_lets_it_go(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """[A20] No shutdown waits for it."""
-    real = _Life.enter
+    real = Life.enter
 
-    def enter(life: _Life, cycle: Any) -> TurnedLoop:
+    def enter(life: Life, cycle: Any) -> TurnedLoop:
         entered = real(life, cycle)
         if loop == "request":
             life.pool.give_back(entered)
@@ -198,10 +198,10 @@ def test_an_interrupt_right_after_a_request_was_let_in_lets_it_go(loop: str, mon
 
     with contextlib.closing(wrap(plain, loop)) as application:
         with monkeypatch.context() as patch:
-            patch.setattr(_Life, "enter", enter)
+            patch.setattr(Life, "enter", enter)
             with pytest.raises(KeyboardInterrupt):
                 list(application(make_environ(), lambda *arguments: None))  # type: ignore[arg-type]
-        assert not application._life.cycles
+        assert not application._life.requests
 
 
 def test_an_interrupt_while_a_loop_is_given_back_lets_its_request_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_an_interrupt_while_a_loop_is_given_back_lets_its_request_go(monkeypatch
             result: Any = application(make_environ(), lambda *arguments: None)  # type: ignore[arg-type]
             with pytest.raises(KeyboardInterrupt):
                 result.close()
-        assert not application._life.cycles
+        assert not application._life.requests
 
 
 def test_closing_in_a_signals_handler_during_startup_is_an_error() -> None:

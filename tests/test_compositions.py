@@ -1050,6 +1050,41 @@ async def test_an_app_that_refuses_to_start_is_not_called() -> None:
     await close(application)
 
 
+async def test_an_app_that_does_not_start_in_time_is_cancelled_and_asked_again() -> None:
+    """[A19], [C2] It hangs once; those who came meanwhile need not wait as long again."""
+    journal = Journal()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            await respond(send, b"x")
+            return
+        await receive()
+        if not journal.events:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                journal.note("cancelled")
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    application = WsgiToAsgi(wsgi_around(AsgiToWsgi(app, startup_timeout=0.2)))
+    async with AsgiServer().lifespan(application):
+        errors: list[Any] = []
+
+        async def ask() -> None:
+            errors.append((await AsgiServer().run(application)).error)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(ask)
+        late = [error for error in errors if error is not None]  # who came afterwards was served
+        assert late
+        assert all(isinstance(error, LifespanFailure) and "within 0.2 s" in str(error) for error in late)
+        assert (await AsgiServer().run(application)).body == b"x"
+        assert journal.events == ["cancelled"]
+
+
 async def test_an_app_that_asks_itself_before_it_has_started() -> None:
     """[A19], [C2] An error, and no deadlock."""
     errors = []

@@ -28,6 +28,7 @@ FLOORS: dict[str, float] = {
     "loops": 2,
     "lifespan": 2,
     "websocket": 2,
+    "life": 2.5,  # joins a lifespan and its loops
     "wsgi_to_asgi": 3,
     "asgi_to_wsgi": 3,
     # The door, and above it those who come in by it like any other user.

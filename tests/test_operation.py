@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bridge import AsgiToWsgi, WsgiToAsgi, asgi_to_wsgi, wsgi_to_asgi
+from bridge import AsgiToWsgi, WsgiToAsgi, asgi_to_wsgi, life, wsgi_to_asgi
 from bridge.errors import shown_requests
 from tests.drivers import LIMIT, AsgiServer, Signal, WsgiServer, in_thread, make_environ, make_scope
 
@@ -204,7 +204,7 @@ def test_a_slow_shutdown_of_asgi_to_wsgi_names_the_request_that_holds_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """[A20]"""
-    monkeypatch.setattr(asgi_to_wsgi, "NOTICE_SECONDS", 0.02)
+    monkeypatch.setattr(life, "NOTICE_SECONDS", 0.02)
     rooms = Rooms()
     application = AsgiToWsgi(rooms.asgi)
     caplog.handler.addFilter(lambda record: rooms.leave.set() or True)  # type: ignore[func-returns-value]
