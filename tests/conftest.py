@@ -127,9 +127,23 @@ def _list_loops() -> list[asyncio.AbstractEventLoop]:
             continue
 
 
-def _threads() -> Iterator[tuple[object, str]]:
+def _native_threads() -> set[int] | None:
+    """The threads that the kernel knows, None where it does not tell.
+
+    Its list ends early where a thread ends that is just being listed, and then lacks threads that live on. Two lists
+    that are alike are whole: what the first one ended with had not ended before the second one was made.
+    """
     directory = Path("/proc/self/task")
-    alive = {int(name) for name in os.listdir(directory)} if directory.exists() else None
+    if not directory.exists():
+        return None
+    names, before = os.listdir(directory), None
+    while names != before:
+        names, before = os.listdir(directory), names
+    return {int(name) for name in names}
+
+
+def _threads() -> Iterator[tuple[object, str]]:
+    alive = _native_threads()
     for thread in threading.enumerate():
         # Foreign threads that `threading` once met stay on its list for ever, ended or not.
         if (alive is None or thread.native_id in alive) and not thread.name.startswith(LASTING_THREADS):

@@ -197,6 +197,37 @@ def test_what_is_cleaned_up_or_allowed_passes(suite: pytest.Pytester) -> None:
     result.assert_outcomes(passed=14)
 
 
+def test_a_thread_that_the_kernels_list_lacked_is_no_newcomer(suite: pytest.Pytester) -> None:
+    """faulthandler's is the last one before a test, just behind the one of the test before, which is ending."""
+    suite.makepyfile(
+        """
+        import os
+
+        import pytest
+
+        @pytest.fixture(scope="module", autouse=True)
+        def list_that_ends_early():
+            cut = []
+
+            def list_directory(path, original=os.listdir):
+                names = original(path)
+                if str(path) == "/proc/self/task" and not cut:
+                    cut.extend(names[1:])
+                    return names[:1]
+                return names
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "listdir", list_directory)
+                yield
+            assert cut
+
+        def test_it():
+            pass
+        """
+    )
+    run(suite).assert_outcomes(passed=1)
+
+
 def test_a_failed_test_is_not_blamed_twice(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         """
