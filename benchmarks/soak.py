@@ -8,7 +8,8 @@ The sites are Flask under uvicorn, FastAPI under gunicorn's gthread, and Django 
 carries a hash of its request. Clients send whole requests, in one piece, byte by byte, or several at once; and they
 vanish in the headers, in the body and in the response, reset, and send garbage. In the first part of a soak nobody
 touches the server, and what its processes hold before and after is compared. In the second part it is reloaded (HUP)
-and its workers are killed: then requests may be lost, but no answer may be wrong, and the server must serve again.
+and its workers are killed, at least once each: then requests may be lost, but no answer may be wrong, and the server
+must serve again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -49,14 +51,15 @@ class Site:
 
     Attributes:
         command: What is typed behind `python -m`.
-        reloads: Whether HUP reloads it, and whether it starts another worker for one that was killed. Else it is
-            started anew.
+        workers: How many processes serve.
+        disturbances: What it is to survive: HUP reloads it, for a worker that gets a KILL it starts another one.
         robust: Whether it survives clients that send several requests at once, or a body that breaks off.
         chunks: Whether the app reads a body of which no length was told. Django's WSGI handler takes it for empty.
     """
 
     command: str
-    reloads: bool = True
+    workers: int = 2
+    disturbances: tuple[str, ...] = ("KILL", "HUP")
     robust: bool = True
     chunks: bool = True
 
@@ -69,7 +72,8 @@ SITES = {
     # off while it closes the connection: its send_eof() does not heed its own lock.
     "django": Site(
         f"hypercorn --worker-class trio --log-level warning --bind 127.0.0.1:{{port}} {APP}",
-        reloads=False,
+        workers=1,
+        disturbances=("restart",),
         robust=False,
         chunks=False,
     ),
@@ -93,14 +97,13 @@ def blocks(digest: str, size: int) -> Any:
 
 def state_here(tasks: int) -> dict[str, int]:
     gc.collect()
-    status = Path("/proc/self/status").read_text()
-    rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
         "pid": os.getpid(),
         "tasks": tasks,
-        "threads": len(os.listdir("/proc/self/task")),
+        "threads": int(status["Threads"]),
         "files": len(os.listdir("/proc/self/fd")),
-        "kib": int(rss.split()[1]),
+        "kib": int(status["VmRSS"].split()[0]),
     }
 
 
@@ -224,16 +227,16 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.wait_until_up()
+        try:
+            self.census()
+        except BaseException:
+            self.kill()
+            raise
 
-    def wait_until_up(self) -> None:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError, HTTPException, ValueError):
-                self.ask_state()
-                return
-            time.sleep(0.05)
-        raise TimeoutError(f"{self.name} does not serve; its log:\n{self.log.read_text()[-4000:]}")
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -241,22 +244,38 @@ class Server:
             try:
                 self.process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+                self.kill()
                 raise TimeoutError(f"{self.name} did not end; its log:\n{self.log.read_text()[-4000:]}") from None
 
-    def disturb(self, rng: random.Random, workers: list[int]) -> str:
-        """Reload the server, or kill one of its workers."""
-        if not self.site.reloads:
+    def workers(self) -> set[int]:
+        """The processes that serve, or are about to: the living children but `multiprocessing`'s."""
+        pid = self.process.pid
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{self.name} has ended; its log:\n{self.log.read_text()[-4000:]}")
+        workers = set()
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                command = Path(f"/proc/{child}/cmdline").read_bytes()
+                if command and b"resource_tracker" not in command:
+                    workers.add(int(child))
+        return workers
+
+    def disturb(self, how: str, rng: random.Random) -> None:
+        """Do one of `Site.disturbances`, and wait until new workers serve in the place of those that it has cost.
+
+        Another one meanwhile could undo it: uvicorn reloads no further where the new worker ends before it serves.
+        """
+        if how == "restart":
             self.stop()
             self.start()
-            return "restart"
-        if rng.random() < 0.5:
+            return
+        workers = self.workers()
+        if how == "HUP":
             self.process.send_signal(signal.SIGHUP)
-            return "HUP"
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(rng.choice(workers), signal.SIGKILL)
-        return "KILL"
+        else:
+            workers = {rng.choice(sorted(workers))}
+            os.kill(*workers, signal.SIGKILL)
+        self.census(doomed=workers)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), PATIENCE)
@@ -269,15 +288,27 @@ class Server:
                 state: dict[str, int] = json.loads(response.read())
             return state
 
-    def census(self) -> dict[int, dict[str, int]]:
-        """The state of each worker, asked until no other answers any more."""
+    def census(self, doomed: Collection[int] = ()) -> list[dict[str, int]]:
+        """The state of each worker, asked until all have answered that there shall be.
+
+        Args:
+            doomed: Those that there shall not be any more.
+        """
         states: dict[int, dict[str, int]] = {}
-        unchanged = 0
-        while unchanged < 12:
-            state = self.ask_state()
-            unchanged = unchanged + 1 if state["pid"] in states else 0
-            states[state["pid"]] = state
-        return states
+        deadline = time.monotonic() + 2 * PATIENCE
+        while time.monotonic() < deadline:
+            workers = self.workers()
+            if len(workers) == self.site.workers and workers <= states.keys() and workers.isdisjoint(doomed):
+                return [states[worker] for worker in workers]
+            try:
+                state = self.ask_state()
+                states[state["pid"]] = state
+            except (OSError, HTTPException, ValueError):  # nobody serves yet
+                time.sleep(0.02)
+        raise TimeoutError(
+            f"{self.name}: of the workers {sorted(workers)} {sorted(workers & states.keys())} have answered, and "
+            f"{sorted(workers.intersection(doomed))} should have gone; its log:\n{self.log.read_text()[-4000:]}"
+        )
 
 
 # The clients
@@ -464,14 +495,15 @@ def soak(server: Server, report: Report, seconds: float, count: int, clients: in
     """Let clients at a server until the time or the count is over.
 
     Args:
-        forgiving: Connections may break: the server is being disturbed.
+        forgiving: Connections may break: the server is disturbed meanwhile, in each of its ways at least.
     """
     deadline = time.monotonic() + seconds
     left = [count]
+    due = list(server.site.disturbances) if forgiving else []
 
     def run_client(number: int) -> None:
         client = Client(server, report, seed * 1000 + number)
-        while time.monotonic() < deadline and left[0] > 0:
+        while due or (time.monotonic() < deadline and left[0] > 0):
             left[0] -= 1
             kind = sum(report.kinds.values())
             try:
@@ -488,6 +520,7 @@ def soak(server: Server, report: Report, seconds: float, count: int, clients: in
                 place = last.tb_frame.f_code.co_name if last is not None else ""
                 if forgiving:
                     report.lost += 1
+                    time.sleep(0.01)  # perhaps nobody listens for a while
                 elif place not in ("in_headers", "in_body", "in_response", "garbage", "send_quietly"):
                     report.faults.append(f"exchange {kind}, in {place}: {error!r}")
 
@@ -495,10 +528,12 @@ def soak(server: Server, report: Report, seconds: float, count: int, clients: in
     for thread in threads:
         thread.start()
     rng = random.Random(seed)
-    while any(thread.is_alive() for thread in threads):
-        if forgiving and time.monotonic() < deadline:
-            with contextlib.suppress(OSError, HTTPException, ValueError):
-                report.disturbed[server.disturb(rng, list(server.census()))] += 1
+    while due or any(thread.is_alive() for thread in threads):
+        if forgiving and (due or time.monotonic() < deadline):
+            how = due[0] if due else rng.choice(server.site.disturbances)
+            server.disturb(how, rng)
+            report.disturbed[how] += 1
+            del due[:1]
         pause = min(3.0, seconds / 4) if forgiving else 0.2
         time.sleep(max(0.05, min(pause, deadline - time.monotonic())))
         if time.monotonic() > deadline + 3 * PATIENCE:
@@ -510,7 +545,7 @@ def settle(server: Server, before: dict[str, int]) -> dict[str, int]:
     """What the workers hold together, after they had time to let go (idle threads stay for 10 s)."""
     deadline = time.monotonic() + 25
     while True:
-        states = server.census().values()
+        states = server.census()
         total = {key: sum(state[key] for state in states) for key in ("tasks", "threads", "files", "kib")}
         total["workers"] = len(states)
         if not before or time.monotonic() > deadline or not grown(before, total):
@@ -549,8 +584,6 @@ def run(name: str, seconds: float, count: int = sys.maxsize, clients: int = 8, s
             report.after = settle(server, report.before)
             report.faults += [f"grown: {what}" for what in grown(report.before, report.after)]
             soak(server, report, seconds / 3, count // 3, clients, seed + 2, forgiving=True)
-            server.wait_until_up()
-            time.sleep(min(2.0, seconds / 5))  # a new worker may still be on its way
             soak(server, report, min(5.0, seconds / 5), count, clients, seed + 3, forgiving=False)
         except BaseException:
             sys.stderr.write(server.log.read_text()[-6000:])
