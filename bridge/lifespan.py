@@ -88,8 +88,12 @@ class Lifespan:
 
     @property
     def has_started(self) -> bool:
-        """Whether the app has ever started; it may have ended by itself, right after its word."""
-        return self.stage in (Stage.STARTED, Stage.STOPPING, Stage.STOPPED)
+        """Whether the app has ever started; it may have ended by itself, right after its word.
+
+        Not where a signal's handler has ended it there, in the main thread: the signal is for who starts the app.
+        """
+        has_said_so = self.stage in (Stage.STARTED, Stage.STOPPING, Stage.STOPPED)
+        return has_said_so and not isinstance(self.error, (KeyboardInterrupt, SystemExit))
 
     async def run(self) -> None:
         """Live, from startup to shutdown."""

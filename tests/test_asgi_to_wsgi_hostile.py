@@ -185,6 +185,27 @@ def test_an_interrupt_leaves_the_startup_to_the_next_request(monkeypatch: pytest
         assert run_in_thread(WsgiServer().run, application).body == b"ok"
 
 
+@pytest.mark.parametrize("word", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_right_after_the_apps_word_that_it_has_started_is_not_lost(word: type[BaseException]) -> None:
+    """[A19] [A20] Else SIGTERM would be: a server's worker that is stopped while it starts would go on for ever."""
+    words: list[BaseException] = [word()]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            return await answer(send)
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        if words:
+            raise words.pop()
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    with contextlib.closing(wrap(app, lifespan="on")) as application:
+        with pytest.raises(word):
+            application.startup()
+        assert WsgiServer().run(application).body == b"ok"
+
+
 @pytest.mark.parametrize("loop", ["request", "shared"])
 def test_an_interrupt_right_after_a_request_was_let_in_lets_it_go(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """[A20] No shutdown waits for it."""
