@@ -363,8 +363,10 @@ class _Home:
             self._set_timer(timeout)
 
         callback: Callable[[], None] | None = begin
-        while self.lifespan.stage is not Stage.STOPPED:
-            self._turn.told = False
+        while True:
+            self._turn.told = False  # before we look: where the keeper leads, the app stops while we do
+            if self.lifespan.stage is Stage.STOPPED:
+                break
             self.loop.wait(self._turn, callback)
             callback = None
         _log_stop(self.lifespan)
