@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+from anyio.lowlevel import checkpoint
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
 from bridge import threads
@@ -258,6 +259,11 @@ class AsgiToWsgi:
 # http.disconnect, is cancelled after GRACE_SECONDS, and left alone after PATIENCE_SECONDS more, on a loop of its own
 # with a thread of its own. The same happens when the client is seen to have left before the server has noticed it
 # (A11).
+#
+# A response without a body (to HEAD; 204, 304) is whole for the server with the first message of the body that nobody
+# gets, as it is for WSGI frameworks, which close that body unread. The app is not told: it may need a moment to come to
+# the end of it, and to what it does then. If it needs longer than GRACE_SECONDS, as a stream without end does, its
+# client has left.
 #
 # An error of the app is taken out of `_errors` once: by the thread, which raises it, or by whoever comes after the
 # thread has gone, who logs it.
@@ -533,7 +539,7 @@ class _Cycle:
             self._loop.post(self._hang_up)
         self._left = True
         if self._ended:
-            if self._whole:
+            if self._whole and not self._gone:
                 self._raise_error()
             self._log_error()
 
@@ -551,7 +557,7 @@ class _Cycle:
             if self._given_up and not patient:
                 threads.start(partial(self._run_to_end, True), "bridge-closer")
                 return
-            self._loop.wait(turn, self._hang_up)
+            self._loop.wait(turn, None if self._whole else self._hang_up)
             turn.told = False
         self._pool.give_back(self._loop, ready=self._gone or bool(self._errors))
         self._life.requests.discard(self)
@@ -708,6 +714,12 @@ class _Cycle:
         if response.state is COMPLETE:
             self._whole = self._opened = True
             self._wake_receivers()
+        elif response.bodiless and response.state not in (NOTHING, STARTED):
+            if self._whole:
+                await checkpoint()  # an app that never ends may wait for nothing else
+                return
+            self._whole = self._opened = True
+            self._set_timer(GRACE_SECONDS, self._hang_up)
         elif block or not (self._opened or response.state in (NOTHING, STARTED)):
             self._opened = True
             self._watch_client()

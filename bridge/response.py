@@ -234,7 +234,7 @@ class AsgiResponse:
         self.hints: deque[list[tuple[str, str]]] = deque()  # headers to be sent ahead of the response
         self._method = method
         self._extensions = extensions
-        self._bodiless = False
+        self.bodiless: bool = False
         self.has_trailers: bool = False  # the app has said that some will follow
         self._length = _UNKNOWN_LENGTH
 
@@ -276,8 +276,8 @@ class AsgiResponse:
         status = int(status)  # of an HTTPStatus
         self.headers = headers
         self.status = _STATUS_LINES.get(status) or f"{status} Unknown"
-        self._bodiless = is_bodiless(self._method, status)
-        self._length = _Length(declared, self._bodiless)
+        self.bodiless = is_bodiless(self._method, status)
+        self._length = _Length(declared, self.bodiless)
         self.has_trailers = bool(message.get("trailers", False)) and "http.response.trailers" in self._extensions
         self.state = STARTED
 
@@ -297,14 +297,14 @@ class AsgiResponse:
         else:
             self._length.check_end(len(body))
             self.state = TRAILERS if self.has_trailers else COMPLETE
-        return b"" if self._bodiless else body
+        return b"" if self.bodiless else body
 
     def _pathsend(self, message: Mapping[str, Any]) -> None:
         self._expect(STARTED, message)
         path = message.get("path")
         if not isinstance(path, str) or not os.path.isabs(path):
             raise ProtocolError(f"'http.response.pathsend' expected an absolute path, got {shown(path)}")
-        if not self._bodiless:
+        if not self.bodiless:
             self.path = path
         self.state = TRAILERS if self.has_trailers else COMPLETE
 

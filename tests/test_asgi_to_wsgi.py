@@ -720,6 +720,76 @@ def test_an_app_that_refuses_to_end_is_left_alone(
     ended.wait()
 
 
+@pytest.mark.parametrize("pause", [True, False], ids=["ticks", "hurries"])
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204)])
+def test_a_stream_that_nobody_gets_ends_for_the_server_at_once_and_for_the_app_soon(
+    wrap: Wrap, loop: str, method: str, status: int, pause: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[A10] A response to HEAD, as any without a body, is whole with its headers (RFC 9110, 9.3.2)."""
+    monkeypatch.setattr(bridge.asgi_to_wsgi, "GRACE_SECONDS", 0.2)
+    began = time.monotonic()
+    errors: list[BaseException] = []
+    ended = Signal("ended")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send(start(status, *([(b"content-length", b"1000")] if status == 200 else [])))
+            while True:
+                await send(body(b"tick", True))
+                if pause:
+                    await asyncio.sleep(0.005)
+        except BaseException as error:
+            errors.append(error)
+            raise
+        finally:
+            ended.set()
+
+    exchange = WsgiServer(validate=status == 200).start(wrap(app), make_environ(method))
+    assert list(exchange) == []
+    assert exchange.header("content-length") == ("1000" if status == 200 else None)
+    assert loop == "shared" or not ended.is_set()
+    exchange.close()
+    ended.wait()
+    assert time.monotonic() - began > 0.15
+    assert [type(error) for error in errors] == [ClientDisconnected]
+
+
+def test_an_app_may_finish_a_body_that_nobody_gets(wrap: Wrap, loop: str) -> None:
+    """[A10] It is not told of it, and its background work runs."""
+    done = Signal("done")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert await read_all(receive) == b""
+        waiting: asyncio.Future[Message] = asyncio.ensure_future(receive())
+        await send(start())
+        for _ in range(3):
+            await send(body(b"x" * 100_000, True))
+            await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await send(body(b"x"))
+        assert (await waiting)["type"] == "http.disconnect"
+        await asyncio.sleep(0.01)
+        done.set()
+
+    assert run(wrap(app), make_environ("HEAD")).body == b""
+    assert done.is_set() or loop == "shared"
+    done.wait()
+
+
+def test_an_error_in_a_body_that_nobody_gets_is_told(wrap: Wrap, caplog: pytest.LogCaptureFixture) -> None:
+    """[A9] The response is whole, and stays so."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"1", True))
+        raise Boom("in the body")
+
+    exchange = WsgiServer().run(wrap(app), make_environ("HEAD"))
+    assert exchange.complete
+    assert exchange.error is None
+    wait_for(lambda: isinstance(exchange.close_error, Boom) or "in the body" in caplog.text)
+
+
 def test_background_work_runs_to_its_end(wrap: Wrap, loop: str) -> None:
     """[A10] After the last byte has reached the server; on a shared loop without its thread."""
     last_block, done = Signal("last block"), Signal("done")

@@ -98,3 +98,31 @@ def test_background_work_is_waited_for_when_a_worker_ends(tmp_path: Path, kind: 
         log = running.log()
         assert 0 <= log.index("<background") < log.index("<shutdown"), log
         assert "Traceback" not in log, log
+
+
+@pytest.mark.parametrize("loop", ["shared", "request"])
+@pytest.mark.parametrize("name", ["gunicorn", "waitress"])
+def test_a_stream_without_end_keeps_no_thread_that_only_sends_its_headers(tmp_path: Path, name: str, loop: str) -> None:
+    """[A10] To HEAD; the one thread that there is then serves the next request."""
+    source = f"""
+        import asyncio
+        from bridge import AsgiToWsgi
+
+        async def app(scope, receive, send):
+            await send({{"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]}})
+            while scope["path"] == "/ticks":
+                await send({{"type": "http.response.body", "body": b"tick", "more_body": True}})
+                await asyncio.sleep(0.05)
+            await send({{"type": "http.response.body", "body": b"x" * 1000}})
+
+        application = AsgiToWsgi(app, loop={loop!r}, lifespan="off")
+    """
+    commands = {
+        "gunicorn": "gunicorn --bind 127.0.0.1:{port} application:application",
+        "waitress": "waitress --listen 127.0.0.1:{port} --threads 1 application:application",
+    }
+    with Running(Server(commands[name], name), textwrap.dedent(source), tmp_path) as running:
+        response = httpx.head(f"{running.url}/ticks", trust_env=False, timeout=LIMIT)
+        assert (response.status_code, response.headers["content-length"]) == (200, "1000")
+        assert len(httpx.get(running.url, trust_env=False, timeout=LIMIT).content) == 1000
+        assert "Traceback" not in running.log(), running.log()

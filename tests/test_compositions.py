@@ -7,6 +7,7 @@ import contextvars
 import gc
 import gzip
 import io
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
+import bridge.asgi_to_wsgi
 from bridge import AsgiToWsgi, ClientDisconnected, LifespanFailure, ProtocolError, WsgiToAsgi
 from bridge.channel import PATIENCE
 from tests.drivers import (
@@ -896,6 +898,38 @@ async def test_an_app_that_ignores_the_leaving_is_cancelled() -> None:
         await exchange.until(lambda: exchange.body_length)
         exchange.disconnect()
         await journal.until(lambda: "cancelled" in journal.events)
+    await close(application)
+
+
+@MIDDLEWARE
+def test_a_body_without_end_that_nobody_gets_is_not_made(wrap: Any, middleware: Any) -> None:
+    """[A10], [C1] The iterable is closed after its first block."""
+    site = Site(itertools.repeat(b"block"))
+    exchange = WsgiServer().run(wrap(site, middleware), make_environ("HEAD"))
+    assert exchange.complete
+    assert exchange.body == b""
+    assert site.journal.events == ["call", "next", "close"]
+
+
+async def test_a_stream_that_nobody_gets_is_a_whole_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A10], [C2] And its app hears soon that its client has left."""
+    monkeypatch.setattr(bridge.asgi_to_wsgi, "GRACE_SECONDS", 0.05)
+    journal = Journal()
+
+    @no_lifespan
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        except OSError:
+            journal.note("ended")
+
+    application = inside(app)
+    exchange = await AsgiServer().run(application, make_scope(method="HEAD"))
+    assert exchange.header(b"content-length") == b"1000"
+    assert exchange.body == b""
+    await journal.until(lambda: "ended" in journal.events)
     await close(application)
 
 
