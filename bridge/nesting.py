@@ -43,6 +43,18 @@ _REQUEST_KEYS = frozenset(
 )
 """What a scope tells: middleware between the wrappers may have changed it, so the scope is asked and not the server."""
 
+_PARSED_KEYS = frozenset(
+    "bottle.get bottle.request bottle.request.body bottle.request.cookies bottle.request.files bottle.request.forms "
+    "bottle.request.headers bottle.request.json bottle.request.params bottle.request.post bottle.request.query "
+    "bottle.request.readonly bottle.request.urlparts paste.parsed_dict_querystring paste.parsed_formvars "
+    "paste.parsed_querystring webob._body_file webob._cache_control webob._parsed_cookies webob._parsed_post_vars "
+    "webob._parsed_query_vars webob.is_body_readable webob.is_body_seekable werkzeug.request".split()
+)
+"""What WSGI middleware outside has noted of the request as it was there: WebOb, whether its ``wsgi.input`` can be
+rewound; Bottle, the parsed body. The app has another ``wsgi.input``, and maybe another path and other headers."""
+
+_NOT_HANDED_ON = _REQUEST_KEYS | _PARSED_KEYS
+
 
 def outer_environ(scope: Mapping[str, Any]) -> dict[str, Any] | None:
     """The environ of the WSGI server that this scope comes from, None if it comes from an ASGI server."""
@@ -77,7 +89,7 @@ def inherit(scope: dict[str, Any], outer: Mapping[str, Any]) -> None:
 
 def server_keys(environ: Mapping[str, Any]) -> dict[str, Any]:
     """What a WSGI server and the middleware before us said beside the request: REMOTE_USER, SSL_*, mod_wsgi.*."""
-    return {key: value for key, value in environ.items() if key not in _REQUEST_KEYS and key[:5] != "HTTP_"}
+    return {key: value for key, value in environ.items() if key not in _NOT_HANDED_ON and key[:5] != "HTTP_"}
 
 
 class LentThread(Protocol):

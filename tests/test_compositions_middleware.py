@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib
 import io
 import json
 import logging
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -380,6 +382,22 @@ def test_sentry_by_wsgi(around_asgi: Any, sentry: Collected, caplog: pytest.LogC
         client.get("/error")
     [error] = [event for event in sentry.events if "exception" in event]
     assert error["exception"]["values"][-1]["type"] == "KeyError"
+
+
+@pytest.mark.parametrize("touch", ["POST", "body", "make_body_seekable"])
+def test_webob_outside_and_inside(touch: str) -> None:
+    """[C1] As with Pyramid, and WebTest before it: what is noted of the outer wsgi.input is not so of the inner."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it uses cgi
+        webob: Any = importlib.import_module("webob")
+
+    def app(environ: Any, start_response: Any) -> Any:
+        return webob.Response(json={"post": dict(webob.Request(environ).POST)})(environ, start_response)
+
+    with AsgiToWsgi(WsgiToAsgi(app)) as wrapper:
+        request = webob.Request.blank("/", POST={"a": "1"})
+        getattr(request, touch)() if touch == "make_body_seekable" else getattr(request, touch)
+        assert request.get_response(wrapper).json == {"post": {"a": "1"}}
 
 
 # C3: mounts -----------------------------------------------------------------------------------------------------------
