@@ -53,6 +53,13 @@ _PARSED_KEYS = frozenset(
 """What WSGI middleware outside has noted of the request as it was there: WebOb, whether its ``wsgi.input`` can be
 rewound; Bottle, the parsed body. The app has another ``wsgi.input``, and maybe another path and other headers."""
 
+_ROUTING_KEYS = frozenset(
+    "app app_root_path endpoint litestar_app path_remaining path_template route route_handler router".split()
+)
+"""What routers outside have said of themselves: Starlette's, Litestar's, Channels'. They know the way to a WSGI app,
+and nothing of the routes in the app behind it, which would ask them for its URLs. What they have found in the path
+(``path_params``, ``url_route``) is the request's."""
+
 _NOT_HANDED_ON = _REQUEST_KEYS | _PARSED_KEYS
 
 
@@ -75,7 +82,7 @@ def inherit(scope: dict[str, Any], outer: Mapping[str, Any]) -> None:
     take.
     """
     for key, value in outer.items():
-        if key not in scope:
+        if key not in scope and key not in _ROUTING_KEYS:
             scope[key] = value
     extensions = scope["extensions"]
     offered: Mapping[str, Any] = outer.get("extensions") or {}

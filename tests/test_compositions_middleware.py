@@ -107,6 +107,10 @@ def make_asgi_app() -> Starlette:
 LONG = b"".join(b"line %d\n" % number for number in range(1000))
 
 
+def wsgi_around(app: Any) -> Any:
+    return lambda environ, start_response: app(environ, start_response)
+
+
 # The servers ----------------------------------------------------------------------------------------------------------
 
 
@@ -452,6 +456,22 @@ def test_a_fastapi_app_keeps_its_documentation_below_a_prefix(around_asgi: Any) 
     with around_asgi(lambda app: DispatcherMiddleware(flask.Flask("above"), {"/api": app}), api) as client:
         assert "/api/openapi.json" in client.get("/api/docs").text
         assert client.get("/api/openapi.json").json()["servers"] == [{"url": "/api"}]
+
+
+@pytest.mark.parametrize("kind", [Starlette, FastAPI])
+def test_an_app_below_a_mount_knows_its_own_urls(kind: Callable[[], Any]) -> None:
+    """[C2], [C3] The router above is asked for the way to WsgiToAsgi; it knows none of the app's routes."""
+
+    async def item(request: Request) -> Response:
+        url = request.url_for("item", number=request.path_params["number"])
+        return JSONResponse({"url": str(url), "path_params": request.path_params})
+
+    app = kind()
+    app.add_route("/items/{number:int}", item, name="item")
+    site = Starlette(routes=[Mount("/{tenant}", WsgiToAsgi(wsgi_around(AsgiToWsgi(app))))])
+    with asgi_client(site) as client:
+        answer = client.get("/mine/items/3").json()
+    assert answer == {"url": "http://site/mine/items/3", "path_params": {"tenant": "mine", "number": 3}}
 
 
 def test_the_lifespan_of_an_app_below_a_dispatcher_runs_once(around_asgi: Any) -> None:

@@ -73,6 +73,17 @@ def test_a_scope_inherits_what_no_environ_tells() -> None:
     assert scope["session"] is session
 
 
+def test_a_scope_does_not_inherit_what_a_router_says_of_itself() -> None:
+    """[C2], [C3] Starlette's, Litestar's and Channels'."""
+    said = {"path_params": {"tenant": "mine"}, "user": "me", "auth": "token", "session": {}, "state": {}}
+    routing = dict.fromkeys(
+        "app app_root_path endpoint litestar_app path_remaining path_template route route_handler router".split(), "x"
+    )
+    scope: dict[str, Any] = {"extensions": {}}
+    inherit(scope, said | routing)
+    assert scope == said | {"extensions": {}}
+
+
 @pytest.mark.parametrize(
     ("own", "offered", "expected"),
     [
