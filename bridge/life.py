@@ -25,7 +25,7 @@ from bridge.lifespan import Lifespan, Stage
 from bridge.loops import LoopPool, Turn, TurnedLoop, notice_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator
 
     from bridge.loops import LentLoop
 
@@ -308,21 +308,8 @@ class Life:
         )
 
     def _wait_for_requests(self, timeout: float) -> None:
-        began = time.monotonic()
-        told = False
-        while self.requests and time.monotonic() < began + timeout:
-            if not told and time.monotonic() > began + NOTICE_SECONDS:
-                told = True
-                logger.warning("the shutdown waits for %s", self.in_app())
+        for _ in _until_empty(self.requests, timeout):
             threads.pause(WAIT_SECONDS)
-        left = list(self.requests)
-        if left:
-            logger.error("the shutdown leaves alone what has not ended in %.3g s: %s", timeout, self.in_app())
-        self.requests.difference_update(left)  # nobody shall wait for them again
-
-    def in_app(self) -> str:
-        """The requests in flight, as a log names them."""
-        return shown_requests([request.name for request in list(self.requests)])
 
 
 class _Home:
@@ -381,6 +368,29 @@ class _Home:
         self.loop.tell(self._turn)
 
 
+def _until_empty(requests: set[Request], timeout: float) -> Iterator[None]:
+    """Go on as long as there are requests; say in the log what is waited for, and what is left when the time is over.
+
+    They are dropped then: nobody shall wait for them again.
+    """
+    began = time.monotonic()
+    told = False
+    while requests and time.monotonic() < began + timeout:
+        if not told and time.monotonic() > began + NOTICE_SECONDS:
+            told = True
+            logger.warning("the shutdown waits for %s", _in_app(requests))
+        yield
+    left = list(requests)
+    if left:
+        logger.error("the shutdown leaves alone what has not ended in %.3g s: %s", timeout, _in_app(requests))
+    requests.difference_update(left)
+
+
+def _in_app(requests: set[Request]) -> str:
+    """Requests in flight, as a log names them."""
+    return shown_requests([request.name for request in list(requests)])
+
+
 def _last_place(error: BaseException | None) -> str:
     """Where an app stood that was cancelled."""
     if error is None or error.__traceback__ is None:
@@ -400,7 +410,8 @@ def _shown_thread(ident: int) -> str:
 class GuestLife:
     """What an app has on a loop that lies outside of ours (C2): a lifespan there.
 
-    It starts with the first request, and ends when the server outside shuts down, behind its last request.
+    It starts with the first request, and ends when the server outside shuts down: behind its last request, and behind
+    what requests have left in the background, which the server does not see, since its thread is back.
 
     Args:
         app: The ASGI app.
@@ -445,6 +456,7 @@ class GuestLife:
                     raise LifespanFailure(self._late_message)
                 if not self._started:
                     self._start(loop)
+                    loop.at_shutdown(self._stop)
                     self._started = True
         self.requests.add(request)
         return loop
@@ -478,7 +490,6 @@ class GuestLife:
             loop.post(end)
         if lifespan.has_started:
             self._lifespan, self.state = lifespan, lifespan.state
-            loop.at_shutdown(self._stop)
             return
         try:
             _check_refusal(lifespan, self._lifespan_wish)
@@ -490,8 +501,12 @@ class GuestLife:
 
     async def _stop(self) -> None:
         self._forget()
-        lifespan = self._lifespan
-        assert lifespan is not None
+        for _ in _until_empty(self.requests, SHUTDOWN_SECONDS):
+            await anyio.sleep(WAIT_SECONDS)
+        if self._lifespan is not None:
+            await self._stop_lifespan(self._lifespan)
+
+    async def _stop_lifespan(self, lifespan: Lifespan) -> None:
         changed = anyio.Event()
         self._tell = changed.set
         with anyio.move_on_after(SHUTDOWN_SECONDS):

@@ -28,6 +28,7 @@ from starlette.middleware.gzip import GZipMiddleware
 import bridge.asgi_to_wsgi
 from bridge import AsgiToWsgi, ClientDisconnected, LifespanFailure, ProtocolError, WsgiToAsgi
 from bridge.channel import PATIENCE
+from bridge.life import WAIT_SECONDS
 from tests.drivers import (
     AsgiServer,
     EarlyHints,
@@ -1066,6 +1067,39 @@ async def test_the_lifespan_of_the_app_runs_on_the_servers_loop() -> None:
             assert (await AsgiServer().run(application)).body == b"x"
         assert journal.events == ["started"]
     assert journal.events == ["started", "stopped"]
+
+
+@pytest.mark.parametrize("takes_part", [True, False])
+async def test_the_shutdown_waits_for_background_work(takes_part: bool) -> None:
+    """[A10], [W22], [C2] As a server waits for the app itself. What the work uses is closed behind it."""
+    journal = Journal()
+    allowed = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            await respond(send, b"x")
+            journal.note("works")
+            await allowed.wait()
+            journal.note("done")
+            return
+        if not takes_part:
+            raise ValueError("no lifespan here")
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        journal.note("stopped")
+        await send({"type": "lifespan.shutdown.complete"})
+
+    application = inside(app)
+    async with AsgiServer().lifespan(application) as server, anyio.create_task_group() as group:
+        assert (await AsgiServer().run(application)).body == b"x"
+        await server.until(lambda: "works" in journal.events)
+        group.start_soon(server.shutdown)
+        with anyio.move_on_after(5 * WAIT_SECONDS):
+            await server.until(lambda: server.stopped is not None)
+        assert server.stopped is None
+        allowed.set()
+    assert journal.events == ["works", "done", *(["stopped"] if takes_part else [])]
 
 
 async def test_an_app_that_refuses_to_start_is_not_called() -> None:
