@@ -569,7 +569,7 @@ class _Cycle:
 
     def _raise_error(self) -> None:
         error = self._take_error()
-        if error is None:
+        if error is None or (self._gone and _tells_of_leaving(error)):
             return
         try:
             if is_cancellation(error) or isinstance(error, (StopIteration, GeneratorExit)):
@@ -1160,14 +1160,15 @@ def _client_left() -> ClientDisconnected:
 def _tells_of_leaving(error: BaseException | None) -> bool:
     """Whether an app's error only says that its client has left, or that it was cancelled for that.
 
-    Starlette raises a ClientDisconnect of its own out of ours.
+    Starlette raises a ClientDisconnect of its own while it handles ours. What else fails meanwhile, as a clean-up does, is
+    a mistake of the app's.
     """
     while error is not None:
         if isinstance(error, ClientDisconnected) or is_cancellation(error):
             return True
         if isinstance(error, BaseExceptionGroup):
             return all(map(_tells_of_leaving, cast("BaseExceptionGroup[BaseException]", error).exceptions))
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (error.__context__ if "Disconnect" in type(error).__name__ else None)
     return False
 
 

@@ -917,6 +917,38 @@ def test_a_client_that_leaves_is_seen_without_a_write(wrap: Wrap, key: str, stre
     assert isinstance(exchange.error, ClientDisconnected)
 
 
+class ClientDisconnect(Exception):
+    """As Starlette's."""
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["waits", "streams"])
+@pytest.mark.parametrize("own", [ClientDisconnect, Boom], ids=["a framework's word for it", "a mistake"])
+def test_an_app_that_ends_by_the_error_of_a_client_gone_ends_quietly(
+    wrap: Wrap, streams: bool, own: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    """[A8] Servers log no ClientDisconnected, and a traceback for what they do not know; a mistake is not hidden."""
+    waiting, left = Signal("waiting"), Signal("left")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        if streams:
+            await send(start())
+            await send(body(b"1", True))
+        waiting.set()
+        await receive()
+        try:
+            await send(body(b"2", True) if streams else start())
+        except OSError:
+            raise own  # noqa: B904
+
+    call = in_thread(WsgiServer().run, wrap(app), make_environ() | {"waitress.client_disconnected": left.is_set})
+    waiting.wait()
+    left.set()
+    exchange = call.result()
+    assert type(exchange.error) is (ClientDisconnected if own is ClientDisconnect else Boom)
+    assert caplog.records == []
+
+
 def test_a_client_that_leaves_is_seen_by_an_app_that_has_not_read_its_body(wrap: Wrap) -> None:
     """[A11] And only asks from time to time."""
     asked = Signal("asked")
