@@ -22,7 +22,7 @@ import threading
 import traceback
 from collections.abc import Callable, Generator
 from socketserver import ThreadingMixIn
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -228,6 +228,13 @@ def serve_wsgi_app(app: WSGIApplication, service: Service) -> int:
             finally:
                 timer.cancel()
 
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            # By itself uvicorn would end at once on a second one, without the lifespan's shutdown, and log a traceback.
+            if self.should_exit:
+                asyncio.get_running_loop().call_soon_threadsafe(self.hang_up)  # a signal comes in the loop's thread
+                return
+            super().handle_exit(sig, frame)
+
         def hang_up(self) -> None:
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
@@ -263,7 +270,6 @@ def serve_asgi_app(app: ASGI3Application, service: Service) -> int:
                     announce(service, Kind.ASGI)
                 server.serve_forever()
             except KeyboardInterrupt:
-                server.socket.close()
                 server.drain()
     except LifespanFailure as exc:
         print(f"python -m bridge: {service.target} did not start: {exc}", file=sys.stderr)
@@ -384,10 +390,15 @@ class ThreadedWSGIServer(ThreadingMixIn, WSGIServer):
             super().handle_error(request, client_address)
 
     def drain(self) -> None:
-        """Wait for the requests in flight, at most GRACE seconds; then hang up, and let apps clean up for a moment."""
+        """Listen no more, and wait for the requests in flight, at most GRACE seconds; then hang up on them.
+
+        Apps may clean up for a moment then. A second interrupt says not to wait.
+        """
+        with contextlib.suppress(KeyboardInterrupt):
+            self.socket.close()
+            with self._changed:
+                self._changed.wait_for(lambda: not self._open, GRACE)
         with self._changed:
-            if self._changed.wait_for(lambda: not self._open, GRACE):
-                return
             for connection in self._open:
                 with contextlib.suppress(OSError):  # it has gone by itself
                     connection.shutdown(socket.SHUT_RDWR)

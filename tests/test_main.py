@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -394,9 +395,10 @@ def test_a_request_in_flight_may_end_in_its_time_of_grace() -> None:
 class Served:
     """`python -m bridge` at work."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, program: str | None = None) -> None:
+        start = ["-m", "bridge"] if program is None else ["-c", program]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bridge", *arguments, "--bind", "127.0.0.1:0"],
+            [sys.executable, *start, *arguments, "--bind", "127.0.0.1:0"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -434,8 +436,8 @@ def serve(modules: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     monkeypatch.delenv("PYTHONASYNCIODEBUG", raising=False)
     with contextlib.ExitStack() as stack:
 
-        def start(*arguments: str) -> Served:
-            served = Served(*arguments)
+        def start(*arguments: str, program: str | None = None) -> Served:
+            served = Served(*arguments, program=program)
             stack.callback(served.close)
             return served
 
@@ -481,6 +483,35 @@ def test_a_stream_without_end_does_not_hold_up_the_stop(serve: Callable[..., Ser
         assert next(response.iter_raw()).startswith(b"tick")
         status, _, err = served.stop(signal.SIGTERM)
     assert (status, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("target", "last_words"), [("shop_main:endless", ""), ("shop_async:app", "stopping\n")], ids=["WSGI", "ASGI"]
+)
+def test_a_second_interrupt_hangs_up_at_once(serve: Callable[..., Served], target: str, last_words: str) -> None:
+    served = serve(target, program=PATIENT)
+    with httpx.stream("GET", f"{served.address}/endless", trust_env=False, timeout=LIMIT) as response:
+        assert next(response.iter_raw()).startswith(b"tick")
+        served.process.send_signal(signal.SIGINT)
+        wait_until_nobody_listens(served.address)  # the first one has come
+        served.process.send_signal(signal.SIGINT)
+        assert served.wait() == (0, last_words, "")
+
+
+# Requests in flight have far longer to end than the test.
+PATIENT = "import sys, bridge.__main__ as main; main.GRACE = 1000.0; sys.exit(main.main())"
+
+
+def wait_until_nobody_listens(address: str) -> None:
+    url = httpx.URL(address)
+    limit = time.monotonic() + LIMIT
+    while time.monotonic() < limit:
+        try:
+            socket.create_connection((url.host, url.port or 0), LIMIT).close()
+        except ConnectionError:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"{address} still answers")
 
 
 @pytest.mark.parametrize("target", ["shop_main:application", "shop_async:app"])
