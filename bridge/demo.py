@@ -667,6 +667,7 @@ def page(app: str, kind: str, server: str, wrapper: str) -> str:
         "WRAPPER": wrapper,
         "SHA256": download_sha256(),
         "SIZE": f"{DOWNLOAD_BLOCKS * BLOCK / MB:.0f} MB",
+        "SOCKET": ECHOES.format(server=server) if wrapper == "AsgiToWsgi" else NO_SOCKETS,
     }
     text = PAGE
     for word, value in words.items():
@@ -678,6 +679,9 @@ def both_pages(port: int) -> str:
     """Fill in the page that shows both apps: this one, and the one on another port of this host."""
     return BOTH.replace("[[PORT]]", str(port))
 
+
+ECHOES = "What is said here is echoed by the app, through {server}."
+NO_SOCKETS = "WSGI knows no WebSockets, so this app has none. The ASGI app beside it has one, on its WSGI server."
 
 BOTH = """<!doctype html>
 <html lang="en">
@@ -742,10 +746,10 @@ section {
   display: flex; flex-direction: column; gap: .9rem; padding: 1.5rem; min-width: 0;
   background: var(--card); border: 1px solid var(--line); border-radius: 1rem;
 }
-section[hidden] { display: none; }
+[hidden] { display: none !important; }
 section p { margin: 0; color: var(--quiet); font-size: .92rem; }
 .wide { grid-column: 1 / -1; }
-.numbers { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(6.2rem, 1fr)); margin: 0; }
+.numbers { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(5.2rem, 1fr)); margin: 0; }
 .numbers dt { color: var(--quiet); font-size: .85rem; }
 .numbers dd { margin: 0; }
 .big { font-size: 2rem; font-weight: 300; line-height: 1.3; }
@@ -796,8 +800,8 @@ output.wrong, #broken { color: var(--wrong); }
 <dl class="numbers">
 <div><dt>events here</dt><dd class="big" id="number">&ndash;</dd></div>
 <div><dt>seconds up</dt><dd class="big" id="uptime">&ndash;</dd></div>
-<div><dt>streams open</dt><dd class="big" id="open">&ndash;</dd></div>
-<div><dt>streams started</dt><dd class="big" id="started">&ndash;</dd></div>
+<div><dt>streams</dt><dd class="big" id="open">&ndash;</dd></div>
+<div><dt>opened</dt><dd class="big" id="started">&ndash;</dd></div>
 <div><dt>closed early</dt><dd class="big" id="closed_early">&ndash;</dd></div>
 </dl>
 <p>Server-sent events, one each second, on their way before the app goes on to sleep.</p>
@@ -837,18 +841,22 @@ output.wrong, #broken { color: var(--wrong); }
 <output id="slow_said"></output>
 </section>
 
-<section id="socket" hidden>
+<section id="socket">
 <h2>WebSocket</h2>
-<p>What is said here is echoed by the app, through [[SERVER]].</p>
-<form id="echo">
+<p>[[SOCKET]]</p>
+<p id="unheard" hidden>The server let none through. It does with
+<code>pip install "wsgi-asgi-bridge[websocket]"</code></p>
+<p id="hung_up" hidden>The connection has ended. Load the page again for a new one.</p>
+<form id="echo" hidden>
 <label>Text<input type="text" name="text" value="over the bridge" required autocomplete="off"></label>
 <button class="main">Say it ten times</button>
-</form>
 <output id="echo_said"></output>
+</form>
 </section>
 
-<section class="wide">
+<section>
 <h2>Form</h2>
+<p>Posted as browsers do it, in UTF-8, and counted by the app.</p>
 <form id="form" action="/form" method="post">
 <label>Name<input type="text" name="name" value="Zoë" required autocomplete="off"></label>
 <label>Message<input type="text" name="message" value="½ + ½ = 1" required autocomplete="off"></label>
@@ -968,11 +976,14 @@ onclick("slow", "slow_said", async () => {
   show("slow_said", `all five in ${seconds(start)}`);
 });
 
-// Where the app has no WebSocket, or the server lets none through, there is nothing to show.
+// A WSGI app has no WebSocket; and of an ASGI app's the server lets none through without the package for it.
 const socket = "[[WRAPPER]]" === "AsgiToWsgi"
   ? new WebSocket(`${location.protocol.replace("http", "ws")}//${location.host}/echo`) : null;
-socket?.addEventListener("open", () => { $("socket").hidden = false; });
-socket?.addEventListener("close", () => { $("socket").hidden = true; });
+socket?.addEventListener("open", () => { $("echo").hidden = false; });
+socket?.addEventListener("close", () => {
+  $($("echo").hidden ? "unheard" : "hung_up").hidden = false;
+  $("echo").hidden = true;
+});
 const heard = text => new Promise(resolve => {
   socket.addEventListener("message", message => resolve(message.data === text), { once: true });
   socket.send(text);

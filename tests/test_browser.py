@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+import bridge
 from bridge.demo import APPS, Server
 from tests.browser import CHROMIUM, Browser, Page
 
@@ -91,14 +93,52 @@ def test_slow_requests_do_not_wait_for_each_other_and_a_form_is_answered(page: P
     assert said(page, "form_said", "wrote") == "Zoë wrote 9 characters: ½ + ½ = 1"
 
 
-def test_a_websocket_is_shown_where_there_is_one_and_echoes(page: Page) -> None:
-    """[A22] Neither a WSGI app nor a WSGI server without WebSockets has one: then nothing of it is seen."""
-    page.wait_for("[undefined, WebSocket.OPEN, WebSocket.CLOSED].includes(socket?.readyState)")
-    opened = page.evaluate("socket?.readyState === WebSocket.OPEN")
-    assert page.evaluate("document.getElementById('socket').hidden") is not opened
-    if opened:
-        page.click("#echo button")
-        said(page, "echo_said", "10 of 10 came back")
+def test_a_websocket_echoes_where_there_is_one(page: Page) -> None:
+    """[A22] A WSGI app has none, and says so."""
+    if page.evaluate("document.querySelector('h1').textContent.startsWith('Flask')"):
+        assert "WSGI knows no WebSockets" in page.text()
+        assert page.evaluate(SHOWN) == []
+        return
+    page.wait_for("socket.readyState === WebSocket.OPEN")
+    assert page.evaluate(SHOWN) == ["echo"]
+    page.click("#echo button")
+    said(page, "echo_said", "10 of 10 came back")
+
+
+# Of what the card of the WebSocket may show, what it shows.
+SHOWN = "['unheard', 'hung_up', 'echo'].filter(id => document.getElementById(id).checkVisibility())"
+
+
+def test_without_the_package_for_websockets_the_page_says_what_to_install(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """[A22]"""
+    (tmp_path / "websockets.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(bridge.__file__).parent.parent)]))
+    server = Server(APPS[1], "127.0.0.1", 0)
+    try:
+        with browser.open(server.wait_for_address()) as page:
+            page.wait_for("socket.readyState === WebSocket.CLOSED")
+            assert page.evaluate(SHOWN) == ["unheard"]
+            assert 'pip install "wsgi-asgi-bridge[websocket]"' in page.text()
+    finally:
+        server.close()
+
+
+# How many of the elements stand in each row, from the top.
+ROWS = """(() => {
+  const tops = Array.from(document.querySelectorAll(%r), element => element.getBoundingClientRect().top);
+  return [...new Set(tops)].map(top => tops.filter(other => other === top).length);
+})()"""
+
+
+@pytest.mark.parametrize("width", [600, 1200])
+def test_no_number_and_no_card_stands_alone_beside_a_hole(browser: Browser, addresses: list[str], width: int) -> None:
+    """600 pixels are what each of the two has side by side, in a window of 1200."""
+    for address in addresses:
+        with browser.open(address, width=width) as page:
+            assert page.evaluate(ROWS % ".numbers div") == [5]
+            assert page.evaluate(ROWS % ".cards section") == ([1] * 7 if width == 600 else [1, 2, 2, 2])
 
 
 def test_both_apps_stand_side_by_side(browser: Browser, addresses: list[str]) -> None:
