@@ -80,6 +80,22 @@ def tell_kind(app: object) -> Kind:
     raise CommandError(f"{describe(app)} is no app: it {wrong}{f'; name {meant}' if meant else ''}{factory_hint(app)}")
 
 
+def settle_kind(target: str, app: object, said: Kind | None) -> Kind:
+    """Tell the kind of an app of which the user may have said it.
+
+    Raises:
+        CommandError: It cannot be what was said; or see `tell_kind`.
+    """
+    kinds = possible_kinds(app)
+    if said is None or not kinds:
+        return tell_kind(app)
+    if said not in kinds:
+        (kind,) = kinds
+        article, option = ("a", "--asgi") if kind is Kind.WSGI else ("an", "--wsgi")
+        raise CommandError(f"{target} is {article} {kind.value} app, {describe(app)}: leave {option} out")
+    return said
+
+
 def factory_hint(app: object) -> str:
     made = isinstance(app, type) or (callable(app) and takes_nothing(app))
     return ", or add --factory to have it called" if made else ""
@@ -117,6 +133,8 @@ def load_app(target: str, *, factory: bool = False) -> object:
             found = getattr(found, name)
         except AttributeError:
             raise CommandError(f"{done} has no {name!r}{alternatives(found, name)}") from None
+        except Exception as exc:  # see import_module: it may be a property
+            raise CommandError(f"{done}.{name} cannot be had: {told(exc)}") from exc
         done += f".{name}"
     return make_app(target, found) if factory else found
 
@@ -527,7 +545,7 @@ def run_app(options: argparse.Namespace) -> int:
     if options.until_stdin_closes:
         stop_when_stdin_closes()
     app = load_app(options.app, factory=options.factory)
-    kind = options.kind or tell_kind(app)
+    kind = settle_kind(options.app, app, options.kind)
     if kind is Kind.WSGI and importlib.util.find_spec("uvicorn") is None:
         raise CommandError("a WSGI app is served on an ASGI server: pip install uvicorn")
     workers: int = options.workers or 1
@@ -544,7 +562,7 @@ def run_check(options: argparse.Namespace) -> int:
     from bridge.check import check
 
     app = load_app(options.app, factory=options.factory)
-    kind = options.kind or tell_kind(app)
+    kind = settle_kind(options.app, app, options.kind)
     article, wrapper = ("a", "WsgiToAsgi") if kind is Kind.WSGI else ("an", "AsgiToWsgi")
     print(f"{options.app}, {article} {kind.value} app, through {wrapper}\n", flush=True)
     report = check(app, kind, options.path)

@@ -107,6 +107,13 @@ def anything(*args):
     return application(*args)
 
 text = "text"
+
+class Lazy:
+    @property
+    def app(self):
+        raise ValueError("no settings")
+
+lazy = Lazy()
 """,
     "shop_async": """
 import asyncio
@@ -169,6 +176,7 @@ async def process(scope, receive, send):
         ("shop_main:zzz", False, "shop_main has no 'zzz'; did you mean 'application'?"),
         ("shop_main:site.zzz", False, "shop_main.site has no 'zzz'; did you mean 'app'?"),
         ("shop_main:text.zzz", False, "shop_main.text has no 'zzz'"),
+        ("shop_main:lazy.app", False, "shop_main.lazy.app cannot be had: ValueError: no settings ("),
         (
             "shop_broken:app",
             False,
@@ -196,6 +204,26 @@ def test_what_cannot_be_found_is_told_in_one_line_with_status_2(
 def test_an_error_in_the_users_module_is_told_with_its_place(modules: Path) -> None:
     with pytest.raises(CommandError, match=r"shop_zero\.py, line 2\)$"):
         load_app("shop_zero:app")
+
+
+@pytest.mark.parametrize("command", [[], ["check"]], ids=["serve", "check"])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["shop_main:application", "--asgi"], "shop_main:application is a WSGI app, shop_main.application: leave --asgi"),
+        (["shop_async:app", "--wsgi"], "shop_async:app is an ASGI app, shop_async.app: leave --wsgi out"),
+        (["shop_main:make", "--wsgi"], "shop_main.make is no app: it takes no arguments; name what it makes, make(), or"),
+        (["shop_main:text", "--asgi"], "'text' is no app: it is a string"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_kind_that_is_wrong_for_sure_is_told_with_status_2(
+    modules: Path, capsys: pytest.CaptureFixture[str], command: list[str], arguments: list[str], words: str
+) -> None:
+    assert main([*command, *arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"python -m bridge: {words}")
 
 
 @pytest.mark.parametrize(
