@@ -1,7 +1,8 @@
 """`python -m bridge module:app` serves an app on the other kind of server; without an app it runs the demo.
 
 Here live the command line, finding an app and its kind, and the two small servers. What the user has to put right is
-said in one sentence on stderr, exit status 2; a traceback here is a bug.
+said in one sentence on stderr, exit status 2, below the traceback of the user's own code where that has failed. A
+traceback of ours is a bug.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator
+from pathlib import Path
 from socketserver import ThreadingMixIn
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
@@ -52,7 +54,7 @@ APP_HELP = "the app, by its module and its name there"
 
 
 class CommandError(BridgeError):
-    """Raised for what the user of the command line has to put right; the message is all there is to show."""
+    """Raised for what the user of the command line has to put right; from an error of the user's code, if it was one."""
 
 
 class Address(NamedTuple):
@@ -168,9 +170,30 @@ def told(exc: BaseException) -> str:
     """Tell an error of the user's code in one line: class, message and place, the last frame it went through."""
     if isinstance(exc, SyntaxError):
         return f"{type(exc).__name__}: {exc.msg} ({exc.filename}, line {exc.lineno})"
-    frames = [f for f in traceback.extract_tb(exc.__traceback__) if not f.filename.startswith("<frozen importlib")]
+    frames = users_frames(traceback.extract_tb(exc.__traceback__))
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"{type(exc).__name__}: {exc}{place}"
+
+
+def told_whole(exc: BaseException) -> str:
+    """Tell an error of the user's code with its traceback, and those of the errors behind it; without frames of ours."""
+    whole = traceback.TracebackException.from_exception(exc)
+    waiting: list[traceback.TracebackException | None] = [whole]
+    while waiting:
+        part = waiting.pop()
+        if part is not None:
+            part.stack[:] = users_frames(part.stack)
+            waiting += [part.__cause__, part.__context__, *(part.exceptions or ())]
+    # Of a module that Python cannot read there are none: then its line is shown.
+    return "".join(whole.format() if whole.stack else whole.format_exception_only())
+
+
+def users_frames(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """Take out the frames of the import machinery, and of this package."""
+    return [frame for frame in frames if not frame.filename.startswith(NOT_THE_USERS)]
+
+
+NOT_THE_USERS = ("<frozen importlib", importlib.__file__, str(Path(__file__).parent) + os.sep)
 
 
 def hint_for(target: str) -> str:
@@ -535,6 +558,8 @@ def run(command: Callable[[argparse.Namespace], int], options: argparse.Namespac
         with signals_as_interrupt():
             return command(options)
     except CommandError as exc:
+        if exc.__cause__ is not None:
+            print(told_whole(exc.__cause__), file=sys.stderr)
         print(f"python -m bridge: {exc}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before there was anything to stop, or a second one during the stop

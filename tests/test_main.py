@@ -154,6 +154,11 @@ async def process(scope, receive, send):
 """,
     "shop_broken": "import nowhere_to_be_found",
     "shop_syntax": "def app(:",
+    "shop_deep": """try:
+    import shop_zero
+except Exception as error:
+    raise RuntimeError("no shop") from error
+""",
     "shop_zero": "def divide():\n    return 1 / 0\n\ndivide()",
 }
 
@@ -189,7 +194,7 @@ async def process(scope, receive, send):
         ("shop_main:application", True, "shop_main:application is no factory: it has to be called without arguments"),
     ],
 )
-def test_what_cannot_be_found_is_told_in_one_line_with_status_2(
+def test_what_cannot_be_found_is_told_with_status_2(
     modules: Path, capsys: pytest.CaptureFixture[str], target: str, factory: bool, words: str
 ) -> None:
     status = main([target, *(["--factory"] if factory else [])])
@@ -197,13 +202,54 @@ def test_what_cannot_be_found_is_told_in_one_line_with_status_2(
     output = capsys.readouterr()
     assert status == 2
     assert output.out == ""
-    assert output.err.startswith(f"python -m bridge: {words}")
-    assert output.err.count("\n") == 1
+    *traceback, sentence = output.err.splitlines()
+    assert sentence.startswith(f"python -m bridge: {words}")
+    # The user's code has failed where there is an error in the sentence; with a word on where.
+    assert bool(traceback) == ("Error: " in words)
+    assert not traceback or str(modules) in output.err
 
 
 def test_an_error_in_the_users_module_is_told_with_its_place(modules: Path) -> None:
     with pytest.raises(CommandError, match=r"shop_zero\.py, line 2\)$"):
         load_app("shop_zero:app")
+
+
+ZERO = """\
+Traceback (most recent call last):
+  File "{0}/shop_deep.py", line 2, in <module>
+    import shop_zero
+  File "{0}/shop_zero.py", line 4, in <module>
+    divide()
+  File "{0}/shop_zero.py", line 2, in divide
+    return 1 / 0
+           ~~^~~
+ZeroDivisionError: division by zero
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "{0}/shop_deep.py", line 4, in <module>
+    raise RuntimeError("no shop") from error
+RuntimeError: no shop
+
+python -m bridge: shop_deep cannot be imported: RuntimeError: no shop ({0}/shop_deep.py, line 4)
+"""
+SYNTAX = """\
+  File "{0}/shop_syntax.py", line 1
+    def app(:
+            ^
+SyntaxError: invalid syntax
+
+python -m bridge: shop_syntax cannot be imported: SyntaxError: invalid syntax ({0}/shop_syntax.py, line 1)
+"""
+
+
+@pytest.mark.parametrize(("target", "said"), [("shop_deep:app", ZERO), ("shop_syntax:app", SYNTAX)])
+def test_an_error_in_the_users_module_is_told_with_the_users_frames_and_no_others(
+    modules: Path, capsys: pytest.CaptureFixture[str], target: str, said: str
+) -> None:
+    assert main([target]) == 2
+    assert capsys.readouterr().err == said.format(modules)
 
 
 @pytest.mark.parametrize("command", [[], ["check"]], ids=["serve", "check"])
