@@ -119,6 +119,7 @@ class Turn:
     leads: bool = True  # whether the thread may run a loop
     forced: bool = False  # also where greenlets bind the loop to its keeper
     thread: int = 0  # that waits
+    failure: BaseException | None = None  # of the keeper: nobody will tell
     _lock: threads.AnyLock | None = None  # once it has lined up
 
     def _sleep(self) -> None:
@@ -332,6 +333,8 @@ class TurnedLoop:
             with self._mutex:
                 if turn.told or self._leader is turn:
                     return not turn.told
+                if turn.failure is not None:
+                    raise RuntimeError("the thread that ran the event loop has failed") from turn.failure
                 if self._over:
                     raise RuntimeError("the event loop was closed before it came to what was waited for")
             turn._sleep()
@@ -414,9 +417,32 @@ class TurnedLoop:
         return self._keeper
 
     def _keep(self, keeper: Turn) -> None:
-        """The keeper's life: sleep, lead until the loop is wanted, step down."""
+        """The keeper's thread."""
         keeper.thread = get_ident()
-        threads.serve_hub(self.native)
+        try:
+            threads.serve_hub(self.native)
+            self._live(keeper)
+        except BaseException as error:
+            self._bury(keeper, error)
+
+    def _bury(self, keeper: Turn, error: BaseException) -> None:
+        """End the keeper's rule, which an error has ended, and the wait of all that it was to run the loop for.
+
+        An event loop that cannot be run, as one without its selector, will not be so by the next thread either. Whoever
+        comes next tries anew, by a new keeper; the watch does not.
+        """
+        with self._mutex:
+            if self._leader is keeper:
+                self._leader = None
+            if self._keeper is keeper:
+                self._keeper = None
+            for turn in self._followers:
+                turn.failure = error
+                turn._wake()
+        self.native.call_exception_handler({"message": "the thread that runs the loop has failed", "exception": error})
+
+    def _live(self, keeper: Turn) -> None:
+        """The keeper's life: sleep, lead until the loop is wanted, step down."""
         while True:
             keeper._sleep()
             with self._mutex:

@@ -113,6 +113,9 @@ _Local: Any = _original("_thread", "_local")
 _Thread: Any = _original("threading", "Thread")
 _start_thread: Callable[[threading.Thread], None] = _Thread.start
 
+_making: list[None] = []  # one for each loop that is being made
+_making_mutex = Lock()  # guards what is put in the places of the patched ones meanwhile
+_patched: list[tuple[Any, str, Any]] = []
 _ours: set[int] = set()  # the real threads that were started here, in a patched process
 _home: Any = None  # the hub for the app's synchronous code, in a patched process
 _warned = False
@@ -306,6 +309,10 @@ def _run(func: Callable[[], object], over: AnyLock | None) -> None:
     try:
         func()
     finally:
+        # Patched sockets, locks and clocks have made a hub. Its end must not fall into the interpreter's.
+        hub = _hub_of_thread()
+        if hub is not None:
+            hub.destroy(destroy_loop=True)
         if over is not None:
             over.release()
 
@@ -314,12 +321,8 @@ def _run_beside_greenlets(func: Callable[[], object], over: AnyLock | None) -> N
     ident = get_ident()
     _ours.add(ident)
     try:
-        func()
+        _run(func, None)
     finally:
-        # Patched sockets, locks and clocks have made a hub. Its end must not fall into the interpreter's.
-        hub = _hub_of_thread()
-        if hub is not None:
-            hub.destroy(destroy_loop=True)
         _ours.discard(ident)
         if over is not None:
             over.release()
@@ -353,15 +356,19 @@ def call(func: Callable[[], T], timeout: float = -1) -> T | None:
 
 def make_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
     """Make an event loop for real threads to run."""
-    if not is_patched():
+    if "gevent.monkey" not in sys.modules:
         return factory()
-    global _home
-    hub = _hub()
-    if hub is not None:
-        _home = hub
-    _Thread.start = _start_beside_greenlets
-    _mend_libraries()
-    with _real_for_loops():
+    if is_patched():
+        global _home
+        hub = _hub()
+        if hub is not None:
+            _home = hub
+        _Thread.start = _start_beside_greenlets
+        _mend_libraries()
+    elif sys.modules["gevent.monkey"].is_module_patched("queue"):
+        # Real threads wait in queues: gevent's wait in a hub, of which such a thread has nothing to expect.
+        _give_queues(_original("queue", "SimpleQueue"))
+    with _real_for_loops():  # what is patched may be these alone
         return factory()
 
 
@@ -419,16 +426,22 @@ def _real_for_loops() -> Generator[None, None, None]:
     """Let what is made now be real: a loop's selector, and the sockets by which it is woken.
 
     A patched selector waits in a hub. Patched sockets belong to the hub of the thread that makes them: they crash if
-    another thread closes them.
+    another thread closes them. Of many threads that make loops at once, the last one puts the patched ones back.
     """
-    patched = [(module, name, getattr(module, name)) for module, name, _ in _REAL_FOR_LOOPS]
-    for module, name, real in _REAL_FOR_LOOPS:
-        setattr(module, name, real)
+    with _making_mutex:
+        if not _making:
+            _patched[:] = [(module, name, getattr(module, name)) for module, name, _ in _REAL_FOR_LOOPS]
+        _making.append(None)
+        for module, name, real in _REAL_FOR_LOOPS:
+            setattr(module, name, real)
     try:
         yield
     finally:
-        for module, name, value in patched:
-            setattr(module, name, value)
+        with _making_mutex:
+            _making.pop()
+            if not _making:
+                for module, name, value in _patched:
+                    setattr(module, name, value)
 
 
 def _mend_libraries() -> None:
@@ -443,13 +456,7 @@ def _mend_libraries() -> None:
     if tuple(map(int, version[:2])) < GEVENT and not _warned:
         _warned = True
         logger.warning("gevent is older than %d.%d: what an app runs in threads may hang", *GEVENT)
-    queues = types.SimpleNamespace(**vars(queue))
-    queues.Queue = _original("queue", "Queue")
-    queues.SimpleQueue = queue._PySimpleQueue  # type: ignore[attr-defined]
-    anyio_backend: Any = importlib.import_module("anyio._backends._asyncio")
-    anyio_backend.Queue = queues.Queue
-    futures: Any = concurrent.futures.thread
-    futures.queue = queues
+    anyio_backend = _give_queues(queue._PySimpleQueue)  # type: ignore[attr-defined]
     if type(SyncToAsync.threadlocal) is _Local:
         SyncToAsync.threadlocal = threading.local()
         SyncToAsync.single_thread_executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
@@ -458,6 +465,22 @@ def _mend_libraries() -> None:
         for module in [module for name, module in list(sys.modules.items()) if name.startswith("anyio.")]:
             if hasattr(module, "threadlocals"):
                 module.threadlocals = local  # type: ignore[attr-defined]
+
+
+def _give_queues(simple: Any) -> Any:
+    """Have anyio and concurrent.futures hand over their work by the standard library's queues.
+
+    Returns:
+        anyio's module that runs threads.
+    """
+    queues = types.SimpleNamespace(**vars(queue))
+    queues.Queue = _original("queue", "Queue")
+    queues.SimpleQueue = simple
+    anyio_backend: Any = importlib.import_module("anyio._backends._asyncio")
+    anyio_backend.Queue = queues.Queue
+    futures: Any = concurrent.futures.thread
+    futures.queue = queues
+    return anyio_backend
 
 
 def _start_beside_greenlets(thread: threading.Thread) -> None:

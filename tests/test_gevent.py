@@ -452,3 +452,38 @@ for _ in range(20):
     get_together("/", 20)
 """
     )
+
+
+PARTLY = {
+    "no-threads": "patch_all(thread=False)",
+    "selectors-alone": "patch_select()",
+    "sockets-alone": "patch_socket()",
+    "no-selectors": "patch_all(select=False)",
+    "no-queues": "patch_all(queue=False)",
+}
+
+
+@pytest.mark.parametrize("patch", PARTLY.values(), ids=PARTLY)
+def test_a_process_may_be_patched_partly(patch: str) -> None:
+    """[A23] A loop has a selector and sockets of its own, and its threads have queues that they can wait in."""
+    printed = run(
+        f"import gevent.monkey; gevent.monkey.{patch}\n"
+        + APP
+        + DRIVER
+        + """
+async def serve():
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    assert await reader.read() == b""
+    writer.close()
+    server.close()
+
+app.get("/serve")(serve)
+get_together("/together/a/20", 20)
+get_together("/serve", 3)
+for _ in range(2):
+    get_together("/sync-together/b/1", 3)
+    gevent.sleep(0.01)
+"""
+    )
+    assert printed.count("the app starts") == printed.count("the app stops") == 1

@@ -230,6 +230,30 @@ def test_an_exit_raised_in_the_loop_does_not_end_a_thread_that_happens_to_lead(
     assert caplog.text.count("tried to end the thread") == 2
 
 
+def test_a_keeper_that_fails_fails_who_waits_for_it_and_another_one_comes(
+    loop: TurnedLoop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[A9] As where the loop has lost its selector."""
+    monkeypatch.setitem(sys.modules, "greenlet", types.ModuleType("greenlet"))  # so that the keeper leads
+    run = loop._run
+
+    def fail() -> None:
+        wait_for(lambda: len(loop._followers) == 2)
+        raise OSError("the selector is gone")
+
+    monkeypatch.setattr(loop, "_run", fail)
+    waiting = [in_thread(loop.wait, Turn(), None) for _ in range(2)]
+    for each in waiting:
+        with pytest.raises(RuntimeError, match="the thread that ran the event loop has failed") as raised:
+            each.result()
+        assert str(raised.value.__cause__) == "the selector is gone"
+    monkeypatch.setattr(loop, "_run", run)
+    turn = Turn()
+    run_in_thread(lambda: loop.wait(turn, teller(loop, turn)))
+    assert turn.told
+    assert caplog.text.count("the thread that runs the loop has failed") == 1
+
+
 async def _call(func: Callable[[], object]) -> None:
     func()
 
