@@ -5,9 +5,11 @@ from __future__ import annotations
 import concurrent.futures.thread
 import contextlib
 import importlib
+import inspect
 import logging
 import os
 import queue
+import re
 import select
 import selectors
 import socket
@@ -447,8 +449,7 @@ def _real_for_loops() -> Generator[None, None, None]:
 def _mend_libraries() -> None:
     """Let the libraries that run an app's synchronous code do so between a real thread and greenlets.
 
-    They hand work over by queues. gevent's are for the greenlets of one hub; the standard library's in Python are built
-    of locks, and gevent's locks work between threads. What the libraries note for each thread must be noted for each
+    They hand work over by queues, see `_mend_queues`. What the libraries note for each thread must be noted for each
     greenlet, and what waits for work must wait in the hub, also where they were imported before the patch.
     """
     global _warned
@@ -456,7 +457,8 @@ def _mend_libraries() -> None:
     if tuple(map(int, version[:2])) < GEVENT and not _warned:
         _warned = True
         logger.warning("gevent is older than %d.%d: what an app runs in threads may hang", *GEVENT)
-    anyio_backend = _give_queues(queue._PySimpleQueue)  # type: ignore[attr-defined]
+    _mend_queues()
+    anyio_backend = _give_queues(queue.SimpleQueue)
     if type(SyncToAsync.threadlocal) is _Local:
         SyncToAsync.threadlocal = threading.local()
         SyncToAsync.single_thread_executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
@@ -465,6 +467,37 @@ def _mend_libraries() -> None:
         for module in [module for name, module in list(sys.modules.items()) if name.startswith("anyio.")]:
             if hasattr(module, "threadlocals"):
                 module.threadlocals = local  # type: ignore[attr-defined]
+
+
+def _mend_queues() -> None:
+    """Let the queues that are made from now on work between the loop's thread and greenlets.
+
+    gevent's wake their waiters by the hub of the thread that has made them, and lose items between threads. The
+    standard library's in Python are built of locks, and gevent's locks work between threads. So these come into the
+    module's places again, and into those of all that has imported them from there by name, as aiosqlite does.
+    ``gevent.queue`` itself stays what it is, and so does a queue that was made before.
+    """
+    lasting: dict[int, Any] = {}  # by the id of what is replaced
+    for name in ("Queue", "LifoQueue", "PriorityQueue", "SimpleQueue"):
+        patched = getattr(queue, name)
+        real: Any = queue._PySimpleQueue if name == "SimpleQueue" else _original("queue", name)  # type: ignore[attr-defined]
+        if patched is not real:
+            lasting[id(patched)] = real
+            setattr(queue, name, real)
+    if not lasting:
+        return
+    for module in list(sys.modules.values()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if id(value) in lasting and _imports_from_queue(module):
+                setattr(module, name, lasting[id(value)])
+
+
+def _imports_from_queue(module: types.ModuleType) -> bool:
+    """Whether its source says so; it may as well have a class from gevent.queue, and mean that."""
+    try:
+        return re.search(r"^\s*from queue import", inspect.getsource(module), re.MULTILINE) is not None
+    except (OSError, TypeError):  # there is no source
+        return False
 
 
 def _give_queues(simple: Any) -> Any:

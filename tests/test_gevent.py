@@ -21,6 +21,7 @@ from tests.test_servers import EXPECTED, TRACEBACK, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 APP = '''
@@ -487,3 +488,48 @@ for _ in range(2):
 """
     )
     assert printed.count("the app starts") == printed.count("the app stops") == 1
+
+
+BY_NAME = """
+import gevent.queue
+from queue import Empty, LifoQueue, SimpleQueue
+"""
+
+FROM_GEVENT = """
+from gevent.queue import LifoQueue
+"""
+
+HANDED = """
+def hand(kind):
+    async def run():
+        things = kind()
+        got = asyncio.create_task(asyncio.to_thread(things.get, timeout=10))  # a greenlet waits
+        await asyncio.sleep(0.01)
+        things.put(1)
+        assert await got == 1
+        thread = threading.Thread(target=lambda: (time.sleep(0.01), things.put(2)))
+        thread.start()
+        assert things.get(timeout=10) == 2  # the loop's thread waits
+        thread.join()
+    return run
+
+for kind in (queue.Queue, queue.LifoQueue, queue.PriorityQueue, queue.SimpleQueue):
+    app.get(f"/hand/{kind.__name__}")(hand(lambda name=kind.__name__: getattr(queue, name)()))
+app.get("/hand/simple")(hand(lambda: by_name.SimpleQueue()))
+app.get("/hand/lifo")(hand(lambda: by_name.LifoQueue()))
+for kind in ("Queue", "LifoQueue", "PriorityQueue", "SimpleQueue", "simple", "lifo"):
+    assert get(f"/hand/{kind}") == "200 null", kind
+assert from_gevent.LifoQueue is gevent.queue.LifoQueue is not by_name.LifoQueue
+"""
+
+
+@pytest.mark.parametrize("patch", ["patch_all()", "patch_all(queue=False)"])
+def test_queues_hand_things_over_between_the_loop_and_greenlets(patch: str, tmp_path: Path) -> None:
+    """[A17] [A23] Also by the names that a module has imported before, as aiosqlite's."""
+    (tmp_path / "by_name.py").write_text(BY_NAME)
+    (tmp_path / "from_gevent.py").write_text(FROM_GEVENT)
+    run(
+        f"import sys; sys.path.append({str(tmp_path)!r})\n"
+        f"import gevent.monkey; gevent.monkey.{patch}\n"
+        "import queue, by_name, from_gevent\n" + APP + DRIVER + HANDED
+    )
