@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# In how many processes the tests run; 0 is this one, as a debugger wants it.
+JOBS ?= 2
 
 .PHONY: help demo test table lint format bench release-check clean
 
 help:
 	@echo "make demo    a Flask app on an ASGI server, a FastAPI app on a WSGI server (ARGS=--check: drive them and end)"
-	@echo "make test    the tests, with branch coverage of bridge/"
+	@echo "make test    the tests, with branch coverage of bridge/ (JOBS=0: in one process)"
 	@echo "make table   the tests on real servers; what works on what goes into README.md"
 	@echo "make lint    formatting, lint and types"
 	@echo "make format  write the formatting, and the lint fixes that are safe"
@@ -20,7 +22,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m bridge $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 table: $(VENV)/.test $(VENV)/.servers
 	$(BIN)/python -m tests.table $(ARGS)
@@ -59,7 +61,7 @@ release-check: $(VENV)/.dev
 	tar -xzf $(DIST)/*.tar.gz -C $(RELEASE)/tree --strip-components 1
 	rm -r $(RELEASE)/tree/bridge
 	cd $(RELEASE)/tree && ../bin/python -c 'import bridge, sys; print(bridge.__file__); sys.exit("site-packages" not in bridge.__file__)'
-	cd $(RELEASE)/tree && ../bin/python -m pytest $(ARGS)
+	cd $(RELEASE)/tree && ../bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -19,6 +19,7 @@ from starlette.endpoints import HTTPEndpoint
 
 from bridge import AsgiToWsgi, WsgiToAsgi
 from bridge.kinds import Kind, check_app, kind_of, possible_kinds
+from tests.ids import lasting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,7 +117,7 @@ def django_handler(handler: type[object]) -> object:
         AsgiToWsgi(asgi),
         lambda environ, start_response: [],
     ],
-    ids=str,
+    ids=lasting,
 )
 def test_wsgi_apps_are_known_as_such(app: object) -> None:
     assert kind_of(app) is Kind.WSGI
@@ -142,7 +143,7 @@ def test_wsgi_apps_are_known_as_such(app: object) -> None:
         WsgiToAsgi(wsgi),
         lambda scope, receive, send: None,
     ],
-    ids=str,
+    ids=lasting,
 )
 def test_asgi_apps_are_known_as_such(app: object) -> None:
     assert kind_of(app) is Kind.ASGI
@@ -277,7 +278,7 @@ BOTH = {Kind.WSGI, Kind.ASGI}
         (functools.partial(asgi, send=None), set()),
         (functools.partial(wsgi, environ={}), set()),
     ],
-    ids=str,
+    ids=lasting,
 )
 def test_the_possible_kinds_are_told_apart(app: object, kinds: set[Kind]) -> None:
     assert possible_kinds(app) == kinds
@@ -335,7 +336,7 @@ SHOP_WITH_APP.__dict__["app"] = flask.Flask("app")
         (None, Kind.WSGI, "got None, which cannot be called"),
         (42, Kind.ASGI, "got 42, which cannot be called"),
     ],
-    ids=str,
+    ids=lasting,
 )
 def test_what_is_wrapped_wrongly_is_refused_with_what_to_write_instead(app: Any, kind: Kind, words: str) -> None:
     wrapper: Any = WsgiToAsgi if kind is Kind.WSGI else AsgiToWsgi

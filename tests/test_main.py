@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from bridge import __main__
 from bridge.__main__ import CommandError, ThreadedWSGIServer, listen, load_app, main, tell_kind
 from bridge.kinds import Kind
+from tests.ids import lasting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -55,7 +57,7 @@ def test_what_can_be_told_is_told() -> None:
         ("app", "'app' is no app: it is a string"),
         (None, "None is no app: it cannot be called$"),
     ],
-    ids=str,
+    ids=lasting,
 )
 def test_what_is_no_app_or_may_be_both_is_told_plainly(app: object, words: str) -> None:
     with pytest.raises(CommandError, match=words):
@@ -477,9 +479,11 @@ class Served:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",
+            start_new_session=True,
         )
-        # A process that hangs is killed, which ends whatever the test waits for.
-        self._watchdog = threading.Timer(LIMIT, self.process.kill)
+        # A process that hangs is killed, which ends whatever the test waits for: its workers as well, which hold on to
+        # what it wrote to.
+        self._watchdog = threading.Timer(LIMIT, self._kill)
         self._watchdog.start()
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
@@ -497,9 +501,12 @@ class Served:
     def close(self) -> None:
         self._watchdog.cancel()
         self._watchdog.join()
-        if self.process.poll() is None:
-            self.process.kill()
+        self._kill()
         self.process.communicate()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 @pytest.fixture
