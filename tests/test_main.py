@@ -258,9 +258,15 @@ def test_an_error_in_the_users_module_is_told_with_the_users_frames_and_no_other
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["shop_main:application", "--asgi"], "shop_main:application is a WSGI app, shop_main.application: leave --asgi"),
+        (
+            ["shop_main:application", "--asgi"],
+            "shop_main:application is a WSGI app, shop_main.application: leave --asgi",
+        ),
         (["shop_async:app", "--wsgi"], "shop_async:app is an ASGI app, shop_async.app: leave --wsgi out"),
-        (["shop_main:make", "--wsgi"], "shop_main.make is no app: it takes no arguments; name what it makes, make(), or"),
+        (
+            ["shop_main:make", "--wsgi"],
+            "shop_main.make is no app: it takes no arguments; name what it makes, make(), or",
+        ),
         (["shop_main:text", "--asgi"], "'text' is no app: it is a string"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
