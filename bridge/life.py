@@ -572,6 +572,7 @@ def _register_exit() -> None:
 
 
 def _at_exit() -> None:
+    threads.spare_exit()
     # Each waits for requests, for the shutdown, and for what is then cancelled. An app that blocks its loop is left.
     deadline = time.monotonic() + 3 * EXIT_SECONDS + MARGIN_SECONDS
     for wait in [threads.begin(partial(life.stop, EXIT_SECONDS)) for life in list(_started)]:

@@ -233,9 +233,8 @@ class TurnedLoop:
         """Have the loop run from now on also while nobody waits for it."""
         if not self.needs_keeper:
             with self._mutex:
-                self.needs_keeper = True
+                self.needs_keeper = True  # whoever leads has it watched when it leaves
                 watch = self._leader is None and not self._watched
-                self._watched = self._watched or watch
             if watch:
                 _watch.add(self)
 
@@ -352,21 +351,19 @@ class TurnedLoop:
 
     def _step_down(self, turn: Turn) -> None:
         """Wait no more, and hand the loop on if it is ours; or do what is left of that, after an interrupt."""
-        watch = False
         with self._mutex:
             if turn in self._followers:
                 self._followers.remove(turn)
-            if self._leader is not turn:
+            if self._leader is turn:
+                heir = self._choose_heir() if self._followers else None
+                if heir is not None:
+                    self._hand_to(heir)
+                    return
+                self._left_at = time.monotonic()
+                self._leader = None
+            elif self._leader is not None:
                 return
-            heir = self._choose_heir() if self._followers else None
-            if heir is not None:
-                self._hand_to(heir)
-                return
-            self._left_at = time.monotonic()
-            if self.needs_keeper and not self._watched:
-                watch = self._watched = True
-            self._leader = None
-        if watch:
+        if self.needs_keeper and not self._watched:
             _watch.add(self)
         elif self._left_at > _watch.due:
             _watch.give_way()
@@ -900,11 +897,12 @@ class _Watch:
                         threads.start(self._watch, "bridge-watch")
                         self._started = True
                 except RuntimeError:  # can't start new thread: who leaves the loop next tries again
-                    loop._watched = False
                     return
-        self._newcomers.put(loop)
+        loop._watched = True  # two may come to it at once: then it is looked at twice
+        self._newcomers.put(loop)  # C's, so that no signal's handler runs in between
 
     def _watch(self) -> None:
+        self._started = True  # its starter may have been interrupted
         while True:
             loops = [self._newcomers.get()]
             while loops:

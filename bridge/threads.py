@@ -12,6 +12,7 @@ import queue
 import re
 import select
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -50,6 +51,7 @@ __all__ = [
     "poll",
     "serve_hub",
     "sleep",
+    "spare_exit",
     "start",
     "who",
 ]
@@ -289,6 +291,21 @@ class _GreenletLock:
 
 
 # -- Threads -----------------------------------------------------------------------------------------------------------
+#
+# uWSGI's workers end in C's handler of a signal, by exit(), in whatever thread the signal comes to; Python's exit and
+# the app's shutdown run in there. While they do, a second signal goes to another thread, and its exit() cuts them off.
+# There is a second one as a rule: a terminal and systemd tell master and workers alike, and the master tells the
+# workers, too. So our threads block these signals there, as uWSGI's do, and processes that the app starts in them begin
+# with them blocked, as in uWSGI's. Threads of the app's own are spared when the exit has come as far as to us.
+
+_ENDS = {number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None}
+
+
+def spare_exit() -> None:
+    """Let no second signal cut off the interpreter's exit, where it would. From the exit alone."""
+    if "uwsgi" in sys.modules and threading.current_thread() is threading.main_thread():
+        for number in _ENDS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def start(func: Callable[[], object], name: str, over: AnyLock | None = None) -> None:
@@ -308,6 +325,8 @@ def start(func: Callable[[], object], name: str, over: AnyLock | None = None) ->
 
 
 def _run(func: Callable[[], object], over: AnyLock | None) -> None:
+    if "uwsgi" in sys.modules:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     try:
         func()
     finally:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import textwrap
+import time
 from pathlib import Path
 
 import httpx
@@ -98,6 +101,26 @@ def test_background_work_is_waited_for_when_a_worker_ends(tmp_path: Path, kind: 
         log = running.log()
         assert 0 <= log.index("<background") < log.index("<shutdown"), log
         assert "Traceback" not in log, log
+
+
+@pytest.mark.parametrize("options", ["--processes 2 --lazy-apps", "--enable-threads --threads 4"])
+def test_a_second_signal_does_not_cut_off_the_shutdown_under_uwsgi(tmp_path: Path, options: str) -> None:
+    """[A20] A terminal, and systemd, send theirs to master and workers; the master sends one to the workers, too."""
+    source = textwrap.dedent(APPLICATION).replace("FACTORY", "asyncio.new_event_loop")
+    source = source.replace('"shutdown")', '"begins")\n        await asyncio.sleep(0.5)\n        tell("shutdown")')
+    command = f"uwsgi --master --die-on-term --need-app {options} --http-socket 127.0.0.1:{{port}}"
+    server = Server(f"{command} --module application:application", "uwsgi")
+    if server.missing and os.environ.get("BRIDGE_REQUIRE_SERVERS") != "1":
+        pytest.skip("uwsgi is missing")
+    with Running(server, source, tmp_path) as running:
+        (worker,) = ask(running, 1)
+        time.sleep(0.5)  # uWSGI runs no atexit handlers of a worker that is not yet through with its last request
+        running.terminate()
+        assert any(told(running, "begins") for _ in until(LIMIT)), running.log()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(int(worker), number)
+        assert running.stop() == 0
+        assert told(running, "shutdown") == [worker]
 
 
 @pytest.mark.parametrize("loop", ["shared", "request"])

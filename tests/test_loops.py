@@ -13,12 +13,13 @@ import time
 import types
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 import uvloop
 
-from bridge import loops
+from bridge import loops, threads
 from bridge.loops import LoopPool, Turn, TurnedLoop
 from tests.drivers import LIMIT, RunningCall, Signal, in_thread, run_in_thread, run_in_threads
 
@@ -258,6 +259,18 @@ async def _call(func: Callable[[], object]) -> None:
     func()
 
 
+def test_the_keeper_takes_no_signal_that_would_end_uwsgi(loop: TurnedLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A20] uWSGI's handlers end the process in whatever thread the signal comes to; elsewhere they are Python's."""
+    blocked = partial(signal.pthread_sigmask, signal.SIG_BLOCK, [])
+    assert signal.SIGTERM not in (threads.call(blocked) or ())
+    monkeypatch.setitem(sys.modules, "uwsgi", types.ModuleType("uwsgi"))
+    loop.keep()
+    masks: list[set[Any]] = []
+    loop.post(lambda: masks.append(blocked()))
+    wait_for(lambda: masks)
+    assert masks[0] >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
 def test_an_interrupt_gives_the_loop_up(loop: TurnedLoop) -> None:
     """[A20] The handler of a signal raises in the main thread: as the leader, and as a follower."""
 
@@ -287,17 +300,27 @@ def test_an_interrupt_gives_the_loop_up(loop: TurnedLoop) -> None:
     assert turn.told
 
 
-class Interrupt(Exception):
-    """Out of a signal's handler."""
+class Interrupt(KeyboardInterrupt):
+    """Out of a signal's handler; of a class that loops let through."""
 
 
 @contextlib.contextmanager
 def interrupt_at(number: int) -> Iterator[list[str]]:
-    """Raise at one of the points at which CPython runs a signal's handler in bridge/loops.py: calls and their ends."""
+    """Raise at one of the points at which CPython runs a signal's handler here: calls and their ends.
+
+    Here is loops.py, threads.py, and where they wait for a thread that they have started.
+    """
     places: list[str] = []
 
+    def is_here(frame: types.FrameType | None) -> bool:
+        return frame is not None and frame.f_code.co_filename in (loops.__file__, threads.__file__)
+
+    def waits_for_start(frame: types.FrameType) -> bool:
+        starts = frame.f_back
+        return frame.f_code is threading.Event.wait.__code__ and starts is not None and is_here(starts.f_back)
+
     def look(frame: types.FrameType, event: str, argument: object) -> None:
-        if frame.f_code.co_filename == loops.__file__ and event in ("call", "c_return"):
+        if event in ("call", "c_return") and (is_here(frame) or waits_for_start(frame)):
             places.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
             if len(places) == number:
                 sys.setprofile(None)
@@ -317,15 +340,16 @@ def test_an_interrupt_at_any_point_leaves_no_party_that_has_gone(
     """[A20] The thread may lead, follow, hand the loop on, and start the keeper; the others go on as if it had told."""
     if bound:
         monkeypatch.setitem(sys.modules, "greenlet", types.ModuleType("greenlet"))
-    number = 1
-    while wait_interrupted(factory, number):
-        number += 1
-    assert number > 10
+    for needs_keeper in (False, True):
+        number = 1
+        while wait_interrupted(factory, number, needs_keeper):
+            number += 1
+        assert number > 10
 
 
-def wait_interrupted(factory: Factory, number: int) -> bool:
+def wait_interrupted(factory: Factory, number: int, needs_keeper: bool) -> bool:
     """Whether so many points lie in a thread's wait, to which another one comes, and to which it leaves the loop."""
-    with contextlib.closing(TurnedLoop(factory, needs_keeper=number % 2 == 0)) as loop:
+    with contextlib.closing(TurnedLoop(factory, needs_keeper)) as loop:
         mine, theirs = Turn(), Turn()
         others: list[RunningCall[None]] = []
 
@@ -347,6 +371,31 @@ def wait_interrupted(factory: Factory, number: int) -> bool:
             other.result()
         assert not loop._followers, places[-1]
         assert loop._leader is None or loop._leader is loop._keeper, places[-1]
+    return interrupted
+
+
+def test_an_interrupt_at_any_point_leaves_the_loop_to_its_keeper(factory: Factory) -> None:
+    """[A16] [A20] From which the thread has taken it."""
+    number = 1
+    with contextlib.closing(TurnedLoop(factory, needs_keeper=False)) as loop:
+        loop.keep()
+        while interrupted_while_kept(loop, number):
+            number += 1
+    assert number > 10
+
+
+def interrupted_while_kept(loop: TurnedLoop, number: int) -> bool:
+    """Whether so many points lie in a thread's wait, before and after which the keeper leads."""
+    wait_for(lambda: loop._leader is loop._keeper is not None)
+    interrupted = False
+    turn, ticked = Turn(), Signal(f"ticked after an interrupt at point {number}")
+    with interrupt_at(number):
+        try:
+            loop.wait(turn, teller(loop, turn, 0.001))
+        except Interrupt:
+            interrupted = True
+    loop.post(lambda: loop.native.call_later(0.001, ticked.set))
+    ticked.wait()
     return interrupted
 
 
