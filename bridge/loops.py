@@ -80,8 +80,8 @@ _numbers = itertools.count(1)
 #
 # A loop that is left alone with work (`needs_keeper`) is watched by one thread of the process. If nobody has taken it
 # for IDLE_SECONDS, its keeper leads it, until a thread that waits wants it. In a busy time that never happens.
-# Threads that must not run a loop, because another one runs in them, wait as followers and have the keeper lead at
-# once.
+# Threads that must not run a loop, because another one (trio's, too) runs in them, wait as followers and have the
+# keeper lead at once.
 #
 # Greenlets cannot be moved to another thread, and SQLAlchemy's async engine waits in the middle of one. So where they
 # are used, each loop has one thread for ever: every thread waits as a follower, and the keeper leads until the end.
@@ -279,7 +279,9 @@ class TurnedLoop:
         Whoever calls it has the turn leave after it, also where it raises.
         """
         asks = False
-        running = asyncio._get_running_loop()
+        running = _get_running_loop()
+        if callback is not None and _is_in_trio(running):
+            callback = partial(_call_out_of_trio, contextvars.copy_context(), callback)
         leads = running is None and (turn.forced or "greenlet" not in sys.modules)
         turn.thread = get_ident()
         with self._mutex:
@@ -294,7 +296,7 @@ class TurnedLoop:
             return True
         return self._follow(turn, callback, asks)
 
-    def _line_up(self, turn: Turn, running: asyncio.AbstractEventLoop | None) -> bool:
+    def _line_up(self, turn: Turn, running: object) -> bool:
         """Join the followers, or lead after all. Under the mutex.
 
         Returns:
@@ -526,7 +528,7 @@ class TurnedLoop:
         bound = "greenlet" in sys.modules  # then the keeper may as well go on, and knows best what there is
         if not (ready or bound) and self._leader is None and not self._tasks():
             return not self._expects_more()
-        if asyncio._get_running_loop() is not None:
+        if _get_running_loop() is not None:
             return bool(threads.call(partial(self.clear, ready)))
         cleared = self._complete(self._clear(ready))
         if not bound:
@@ -567,7 +569,7 @@ class TurnedLoop:
         if asyncio._get_running_loop() is self.native:
             threads.start(self.close, "bridge-closer")
             return
-        if asyncio._get_running_loop() is not None or not threads.may_run_loops():
+        if _get_running_loop() is not None or not threads.may_run_loops():
             threads.call(self.close)
             return
         with self._mutex:
@@ -803,6 +805,26 @@ def _call(context: contextvars.Context, callback: Callable[[], object]) -> None:
 
 def _nothing() -> None:
     pass
+
+
+def _get_running_loop() -> object:
+    """What runs in this thread already: asyncio's loop; or trio's, for which anyio would take ours."""
+    running = asyncio._get_running_loop()
+    if running is None and "trio.lowlevel" in sys.modules:
+        # A module that another thread imports at this moment may lack what it will have.
+        in_trio_run = getattr(sys.modules["trio.lowlevel"], "in_trio_run", None)
+        return in_trio_run if in_trio_run is not None and in_trio_run() else None
+    return running
+
+
+def _is_in_trio(running: object) -> bool:
+    return running is not None and not isinstance(running, asyncio.AbstractEventLoop)
+
+
+def _call_out_of_trio(context: contextvars.Context, callback: Callable[[], object]) -> None:
+    """Call what is asyncio's in a context which may tell that it is trio's, as anyio.run() lets its contexts tell."""
+    context.run(sys.modules["sniffio"].current_async_library_cvar.set, None)  # trio has it imported
+    context.run(callback)
 
 
 def has_ended(loop: object) -> bool:

@@ -1207,14 +1207,23 @@ def test_the_servers_own_thread_runs_the_app(wrap: Wrap) -> None:
 
 
 def test_a_thread_in_which_a_loop_runs_is_served(wrap: Wrap) -> None:
-    """[A15] A WSGI transport in async tests."""
-    application = wrap(echo)
+    """[A15] A WSGI transport in async tests. What runs is not taken for the app's own loop, neither by anyio."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep, 0.001)
+            await anyio.to_thread.run_sync(int)
+            asyncio.create_task(asyncio.sleep(100))  # noqa: RUF006  # to be cleared away
+        await echo(scope, receive, send)
+
+    application = wrap(app)
 
     async def main() -> list[bytes]:
         return [run(application, post(b"%d" % number)).body for number in range(3)]
 
-    assert asyncio.run(main()) == [b"0", b"1", b"2"]
-    assert run(application, post(b"x")).body == b"x"
+    for backend in ("asyncio", "trio"):
+        assert anyio.run(main, backend=backend) == [b"0", b"1", b"2"]
+        assert run(application, post(b"x")).body == b"x"
 
 
 def test_a_request_within_the_apps_own_shared_loop_is_refused(wrap: Wrap, loop: str) -> None:
@@ -1616,7 +1625,8 @@ def test_close_within_the_apps_own_loop_is_refused(wrap: Wrap) -> None:
     assert run(applications[0]).body == b"hello"
 
 
-def test_close_within_another_loop_works(wrap: Wrap) -> None:
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_close_within_another_loop_works(wrap: Wrap, backend: str) -> None:
     """[A20]"""
 
     async def main() -> None:
@@ -1624,7 +1634,7 @@ def test_close_within_another_loop_works(wrap: Wrap) -> None:
         assert run(application).body == b"hello"
         application.close()
 
-    asyncio.run(main())
+    anyio.run(main, backend=backend)
 
 
 def script(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
