@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     # What asgiref.typing and Starlette have in common: each takes the other's apps for wrong.
     Receive: TypeAlias = Callable[[], Awaitable[Any]]
     Send: TypeAlias = Callable[[Any], Awaitable[None]]
+    _Guest: TypeAlias = tuple[object, Callable[[], Coroutine[Any, Any, None]]]  # its loop, and what stops it
     LifespanFactory = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
 __all__ = ["WsgiToAsgi", "WsgiToAsgiStatistics"]
@@ -152,7 +153,7 @@ class WsgiToAsgi:
         self._workers = Workers(threads, streams)
         self._lifespan = lifespan
         self._state: Mapping[str, Any] | None = None  # where the server carries none
-        self._guests: list[tuple[object, Callable[[], Coroutine[Any, Any, None]]]] = []  # the loop of each, and its end
+        self._guests: list[_Guest] = []
 
     async def __call__(self, scope: Scope | MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one scope of a server.
@@ -219,10 +220,16 @@ class WsgiToAsgi:
     async def _stop_guests(self) -> None:
         """Have those shut down that have started on this loop at a request of ours."""
         here = current_door().native
-        guests, self._guests = self._guests, []
-        for loop, stop in guests:
-            if loop is here:
-                await stop()
+        mine = [guest for guest in self._guests if guest[0] is here]
+        self._drop_guests(mine)
+        for _, stop in mine:
+            await stop()
+
+    def _drop_guests(self, guests: Iterable[_Guest]) -> None:
+        """Take them off the list, one by one: other threads may do so, or add to it."""
+        for guest in guests:
+            with contextlib.suppress(ValueError):
+                self._guests.remove(guest)
 
     def close(self) -> None:
         """Wait for the requests in flight, and stop the threads. A later request starts new ones."""
@@ -406,9 +413,9 @@ class _Cycle:
             raise RuntimeError("the event loop of the server has ended") from error
 
     def _add_guest(self, stop: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        guests = self._owner._guests
-        guests[:] = [guest for guest in guests if not has_ended(guest[0])]
-        guests.append((self._door.native, stop))
+        owner = self._owner
+        owner._drop_guests([guest for guest in owner._guests if has_ended(guest[0])])
+        owner._guests.append((self._door.native, stop))
 
     async def _refuse(self, error: BadRequest) -> None:
         text = f"Bad Request: {error}\n".encode("utf-8", "replace")

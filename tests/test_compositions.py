@@ -1102,6 +1102,39 @@ async def test_the_shutdown_waits_for_background_work(takes_part: bool) -> None:
     assert journal.events == ["works", "done", *(["stopped"] if takes_part else [])]
 
 
+def test_the_lifespans_on_several_loops_end_each_with_its_own() -> None:
+    """[C2] One application, served by two threads with a loop each."""
+    journal = Journal()
+    first_may_end, second_may_end = Signal("the first may end"), Signal("the second may end")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            await respond(send, b"x")
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        journal.note("started")
+        assert (await receive())["type"] == "lifespan.shutdown"
+        journal.note("stopped")
+        await send({"type": "lifespan.shutdown.complete"})
+
+    application = inside(app)
+
+    async def serve(may_end: Signal) -> None:
+        async with AsgiServer().lifespan(application):
+            assert (await AsgiServer().run(application)).body == b"x"
+            await may_end.wait_async()
+
+    first, second = [in_thread(asyncio.run, serve(may_end)) for may_end in (first_may_end, second_may_end)]
+    journal.wait_until(lambda: len(journal.events) == 2)
+    first_may_end.set()
+    first.result()
+    assert journal.events == ["started", "started", "stopped"]
+    second_may_end.set()
+    second.result()
+    assert journal.events == ["started", "started", "stopped", "stopped"]
+
+
 async def test_an_app_that_refuses_to_start_is_not_called() -> None:
     """[A19], [C2]"""
 
