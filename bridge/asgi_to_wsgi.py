@@ -622,8 +622,11 @@ class _Cycle:
     # -- In the loop --------------------------------------------------------------------------------------------------
 
     def _lend(self) -> _LentThread | None:
-        """Lend the server's thread, to one at a time, as long as it is there."""
-        if self.closed or self._lent is not None:
+        """Lend the server's thread, to one at a time, as long as it is there.
+
+        In our loop alone: an app may also run a loop of its own, by ``asyncio.run`` or ``async_to_sync`` in a thread.
+        """
+        if self.closed or self._lent is not None or not self._loop.runs_here():
             return None
         return _LentThread(self)
 

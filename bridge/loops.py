@@ -263,6 +263,10 @@ class TurnedLoop:
         """Whether the loop is run by the thread of this turn. From within the loop only."""
         return self._leader is turn
 
+    def runs_here(self) -> bool:
+        """Whether the caller is within the loop."""
+        return asyncio._get_running_loop() is self.native
+
     def post(self, callback: Callable[[], object]) -> None:
         """Have the loop run a callback, whoever runs it next. From any thread; harmless if the loop is closed."""
         with self._mutex:
@@ -763,6 +767,17 @@ class LentLoop:
 
     def is_led_by(self, turn: Turn) -> bool:
         return False
+
+    def runs_here(self) -> bool:
+        """Whether the caller is within the loop."""
+        if isinstance(self.key, asyncio.AbstractEventLoop):
+            return asyncio._get_running_loop() is self.key
+        import trio
+
+        try:
+            return trio.lowlevel.current_trio_token() is self.key
+        except RuntimeError:  # it is in none of trio's
+            return False
 
     def post(self, callback: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended

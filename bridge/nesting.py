@@ -164,7 +164,7 @@ class WholeAnswer(list[bytes]):
 
 
 def borrow_thread(scope: Mapping[str, Any]) -> LentThread | None:
-    """The server's thread of this request, None if there is none or somebody else has it."""
+    """The server's thread of this request, None if there is none, if somebody else has it, or in another loop."""
     extensions = scope.get("extensions")
     lend: Callable[[], LentThread | None] | None = extensions.get(THREAD) if extensions else None
     return lend() if lend is not None else None

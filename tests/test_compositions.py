@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import gzip
@@ -602,6 +603,31 @@ def test_two_apps_in_turn_in_one_request(wrap: Any) -> None:
     assert WsgiServer().run(wrap(site, twice)).body == b"x"
     assert site.journal.count("close") == 2
     assert site.threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("ask", [lambda app: lambda *args: asyncio.run(app(*args)), async_to_sync])
+def test_the_app_is_asked_in_another_loop(wrap: Any, ask: Any) -> None:
+    """[C1] A synchronous endpoint asks it, with the request's scope: a worker runs it then."""
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", PLAIN)
+        return [environ["PATH_INFO"].encode()]
+
+    @around
+    async def asking(app: Any, scope: Any, receive: Any, send: Any) -> None:
+        messages: list[Any] = []
+
+        async def receive_nothing() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def keep(message: Any) -> None:
+            messages.append(message)
+
+        await anyio.to_thread.run_sync(ask(app), scope | {"path": "/part"}, receive_nothing, keep)
+        for message in messages:
+            await send(message)
+
+    assert in_thread(WsgiServer().run, wrap(app, asking)).result().body == b"/part"
 
 
 def test_an_app_that_outlives_the_response_gets_a_worker(wrap: Any) -> None:
