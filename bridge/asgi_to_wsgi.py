@@ -1039,8 +1039,9 @@ class _LentThread:
 
     def ask(self, step: Callable[[], Callable[[], object]]) -> None:
         cycle = self._cycle
-        cycle._step = step
-        cycle._loop.tell(cycle._turn)
+        if cycle._lent is self:  # else it was given back, and may have been lent to another
+            cycle._step = step
+            cycle._loop.tell(cycle._turn)
 
     def wake(self) -> None:
         if self._waits:

@@ -630,6 +630,35 @@ def test_the_app_is_asked_in_another_loop(wrap: Any, ask: Any) -> None:
     assert in_thread(WsgiServer().run, wrap(app, asking)).result().body == b"/part"
 
 
+def test_an_app_that_has_ended_keeps_the_thread_from_no_other(wrap: Any) -> None:
+    """[C1] The first is refused while its last block is sent, in the moment in which the second has the thread."""
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", PLAIN)
+        return [environ["PATH_INFO"].encode()]
+
+    @around
+    async def refusing(app: Any, scope: Any, receive: Any, send: Any) -> None:
+        sends = anyio.Event()
+
+        async def refuse(message: Any) -> None:
+            await anyio.sleep(0.01)  # so the thread is back from the step, and is given back
+            sends.set()
+            await anyio.lowlevel.checkpoint()  # in the same turn of the loop, behind the second's beginning
+            raise ValueError("refused")
+
+        async def ask_second() -> None:
+            await sends.wait()
+            await app(scope | {"path": "/second"}, receive, send)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask_second)
+            with contextlib.suppress(ValueError):
+                await app(scope | {"path": "/first"}, receive, refuse)
+
+    assert in_thread(WsgiServer().run, wrap(app, refusing)).result().body == b"/second"
+
+
 def test_an_app_that_outlives_the_response_gets_a_worker(wrap: Any) -> None:
     """[C1] Shadow traffic: the server's thread has gone before the app is called."""
     done = Signal("the shadow's end")
