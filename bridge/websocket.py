@@ -438,18 +438,7 @@ class Connection:
 
     def _write(self) -> None:
         """Send what is outgoing, as far as the client takes it."""
-        self._write_needs = False
-        try:
-            while self._outgoing:
-                with memoryview(self._outgoing) as view:
-                    sent = self._sock.send(view[: 4 * PIECE])
-                del self._outgoing[:sent]
-                self._heard = self._heard or bool(self._outgoing)
-        except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError):
-            pass
-        except ssl.SSLWantReadError:
-            self._write_needs = True
-        except (OSError, ValueError):
+        if not self._send_outgoing():
             self._finish()
             return
         if self._senders and len(self._outgoing) <= WINDOW:
@@ -461,6 +450,29 @@ class Connection:
                 self._finish()
                 return
         self._watch()
+
+    def _send_outgoing(self) -> bool:
+        """Do so; and say whether the connection is whole.
+
+        The slice is taken back before anything else is done: a buffer that is lent cannot change, and the frame of a
+        send() that failed, which is Python code for TLS and for gevent, lives on with what it was given in the error.
+        """
+        self._write_needs = False
+        try:
+            while self._outgoing:
+                with memoryview(self._outgoing) as whole, whole[: 4 * PIECE] as piece:
+                    sent = self._sock.send(piece)
+                if not sent:  # so gevent says for TLS that it would have to wait
+                    break
+                del self._outgoing[:sent]
+                self._heard = self._heard or bool(self._outgoing)
+        except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError):
+            pass
+        except ssl.SSLWantReadError:
+            self._write_needs = True
+        except (OSError, ValueError):
+            return False
+        return True
 
     def _shut(self) -> None:
         """End our side; the client's goes on."""
@@ -513,6 +525,12 @@ class Connection:
     def _finish(self) -> None:
         """The end of the connection: nobody reads or writes any more."""
         self.is_over = True
+        try:
+            self._let_go()
+        finally:
+            self._on_over()  # whatever has failed: the server's thread waits for it
+
+    def _let_go(self) -> None:
         for timer in (self._pinging, self._closing):
             if timer is not None:
                 timer.cancel()
@@ -520,7 +538,7 @@ class Connection:
             self._loop.remove_reader(self._fd)
         if self._watched[1]:
             self._loop.remove_writer(self._fd)
-        self._outgoing.clear()
+        self._outgoing = bytearray()
         try:
             # Whatever the server does with it next, it can neither send nor wait for anything on it.
             self._sock.shutdown(socket.SHUT_RDWR)
@@ -532,7 +550,6 @@ class Connection:
             pass
         if self._goodbye is None:
             self._leave(1006, "")
-        self._on_over()
 
 
 def _size(message: dict[str, Any]) -> int:

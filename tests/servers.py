@@ -211,6 +211,7 @@ SERVERS = {
     "gunicorn-gthread-250": gunicorn("--threads 250 --access-logfile -"),
     "gunicorn-gthread-tls": gunicorn("--threads 24 --certfile tls.crt --keyfile tls.key"),
     "werkzeug-tls": script("werkzeug-tls", "werkzeug"),
+    "gevent-pywsgi-tls": script("pywsgi-tls", "gevent"),
 }
 
 NGINX = """
@@ -554,10 +555,14 @@ def run_runserver(application: Any, address: str) -> None:
     call_command("runserver", address, use_reloader=False, skip_checks=True)
 
 
-def run_pywsgi(application: Any, address: str) -> None:
+def run_pywsgi(application: Any, address: str, **tls: str) -> None:
     from gevent.pywsgi import WSGIServer
 
-    WSGIServer(address, application, log=None).serve_forever()
+    WSGIServer(address, application, log=None, **tls).serve_forever()
+
+
+def run_pywsgi_with_tls(application: Any, address: str) -> None:
+    run_pywsgi(application, address, certfile="tls.crt", keyfile="tls.key")
 
 
 SCRIPTS = {
@@ -566,6 +571,7 @@ SCRIPTS = {
     "wsgiref": run_wsgiref,
     "runserver": run_runserver,
     "pywsgi": run_pywsgi,
+    "pywsgi-tls": run_pywsgi_with_tls,
 }
 
 

@@ -75,7 +75,7 @@ CLIENT_LEFT = re.compile(r"ClientDisconnect|UnreadablePostError|CancelledError|c
 EXPECTED = re.compile(
     rf"OnPurpose|{CLIENT_LEFT.pattern}|pyramid\.(httpexceptions\.HTTPNotFound|exceptions\.URLDecodeError)"
     r"|LitestarException: Exception caught after response started"
-    r"|BrokenPipeError|ConnectionResetError"
+    r"|BrokenPipeError|ConnectionResetError|SSLEOFError"
 )
 TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*(\S.*)", re.MULTILINE)
 # hypercorn forgets a stream that was answered, and falls over what its client has sent for it until then.

@@ -906,6 +906,51 @@ def test_client_that_floods_an_app_that_does_not_receive_is_held(serve: Serve, s
     assert total == (written + len(burst) - written % len(burst)) // length
 
 
+@two_kinds
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("held", [False, True], ids=["sending", "held"])
+def test_thread_is_free_when_the_client_breaks_off_while_the_app_sends(
+    serve: Serve,
+    tls: tuple[ssl.SSLContext, ssl.SSLContext],
+    secure: bool,
+    held: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """[A22]: TLS sends by Python code, whose frame a failure keeps, and with it what it was to send."""
+    monkeypatch.setattr(bridge.websocket, "CLOSE_SECONDS", 3600.0)
+    errors: list[BaseException] = []
+    journal, done = Journal(), Signal()
+    sent = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal sent
+        await receive()
+        await send(ACCEPT)
+        try:
+            while True:
+                await send({"type": "websocket.send", "bytes": b"x" * (65536 if held else 1000)})
+                sent += 1
+                await asyncio.sleep(0)
+                journal.stir()
+        except BaseException as error:
+            errors.append(error)
+            done.set()
+            raise
+
+    exchange = serve(app, tls=tls if secure else None)
+    assert exchange.ws.read_answer() == 101
+    count = -1
+    while held and count != sent:  # until it stands still
+        count = sent
+        time.sleep(0.2)
+    exchange.ws.sock.close()
+    exchange.result()
+    done.wait()
+    assert [type(error) for error in errors] == [ClientDisconnected]
+    assert caplog.records == []
+
+
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     from werkzeug.serving import make_ssl_devcert

@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-GEVENT = [name for name in SERVERS if "gevent" in name]
+GEVENT = [name for name in SERVERS if "gevent" in name and not name.endswith("-tls")]
 PLAIN = ["gunicorn-gthread-250", "werkzeug", "cheroot", "wsgiref", *GEVENT]
-WITH_TLS = [*PLAIN, "gunicorn-gthread-tls", "werkzeug-tls"]
+WITH_TLS = [*PLAIN, "gunicorn-gthread-tls", "werkzeug-tls", "gevent-pywsgi-tls"]
 
 with_tls = pytest.mark.parametrize("lasting_site", WITH_TLS, indirect=True)
 """Of the clients those with one thread: the other one uses a TLS socket in two at once, which CPython 3.11 cannot do
@@ -233,6 +234,20 @@ def test_client_that_vanishes_is_noticed(site: Site, how: str) -> None:
             ws.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         ws.sock.close()
     assert eventually(lambda: site.board.get(f"left-{how}")) == "1006"
+
+
+@with_tls
+@pytest.mark.parametrize("how", ["reading", "stalled"])
+def test_client_that_resets_under_a_flood_ends_it(site: Site, how: str) -> None:
+    """While the app sends, and while it waits for the client to read."""
+    with site.raw() as ws:
+        ws.open(f"/flood?key={how}")
+        ws.read()
+        if how == "stalled":
+            time.sleep(0.5)  # enough for what the kernel holds
+        ws.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        ws.sock.close()
+    assert eventually(lambda: site.board.get(f"flooded-{how}")) is not None
 
 
 def test_client_that_vanishes_from_a_stream_ends_it(site: Site) -> None:

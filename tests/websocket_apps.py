@@ -74,6 +74,15 @@ def fastapi_sockets() -> Any:
             await websocket.send_text(str(number))
             await asyncio.sleep(0.005)
 
+    @app.websocket("/flood")
+    async def flood(websocket: WebSocket) -> None:
+        await websocket.accept()
+        try:
+            while True:
+                await websocket.send_bytes(b"x" * 10_000)
+        except WebSocketDisconnect:  # which Starlette makes of an OSError
+            board.put(f"flooded-{websocket.query_params.get('key')}")
+
     @app.websocket("/refuse")
     async def refuse(websocket: WebSocket) -> None:
         await websocket.close()
