@@ -66,6 +66,16 @@ WINDOW = 64 * 1024
 GRACE_SECONDS = 1.0
 """How long an app that has lost its client may go on before it is cancelled."""
 
+WEBSOCKET_GRACE_SECONDS = 10.0
+"""The same for a WebSocket's app that has heard of it: daphne's limit. No thread of the server waits for it."""
+
+DEAF_SECONDS = 60.0
+"""The same for one that does not listen. It may be at work on a message, and knows its client as present until then;
+uvicorn leaves it alone, daphne gives it 10 s. A guess."""
+
+RESTART_SECONDS = 3.0
+"""The same for one that does not listen when the process is about to end: less than what the exit waits for."""
+
 PATIENCE_SECONDS = 5.0
 """How long it may go on after that. Then the server's thread leaves it alone."""
 
@@ -775,6 +785,9 @@ class _Cycle:
             return
         self._wake_receivers()
         self._wake_senders()
+        self._start_grace()
+
+    def _start_grace(self) -> None:
         self._set_timer(GRACE_SECONDS, self._cancel)
 
     def _cancel(self) -> None:
@@ -808,9 +821,11 @@ class _Cycle:
 # "101 Switching Protocols". They log it, try to send it, and find the socket shut down, which they take for a client
 # that has left. To raise something would do as well for them, but not for a debugger or a monitor between.
 #
-# The connection ends before the app, or after it. An app whose client has left hears of it as in http, and has
-# GRACE_SECONDS then, anew with each message that was left for it. An app that ends closes its connection, and that is
-# waited for.
+# The connection ends before the app, or after it. An app that ends closes its connection, and that is waited for. An app
+# whose client has left knows of it when it receives websocket.disconnect, behind the messages that were left for it, or
+# when a send() raises: from then on it has WEBSOCKET_GRACE_SECONDS. Until then it is at work, and a cancellation in the
+# middle would keep it from ever knowing: it would go on to count its client among the present. So that comes late, after
+# DEAF_SECONDS without a receive().
 
 
 _DISCONNECTS = frozenset(["WebSocketDisconnect", "WebSocketDisconnected"])
@@ -831,6 +846,7 @@ class _WebsocketCycle(_Cycle):
         "_goes",
         "_greeted",
         "_handshake",
+        "_knows",
         "_socket",
         "_websocket",
     )
@@ -850,7 +866,8 @@ class _WebsocketCycle(_Cycle):
         self._socket, self._get_unread = lent
         self._connection: Connection | None = None  # once the app has accepted
         self._greeted = False  # the app has received websocket.connect
-        self._goes = False  # the app is about to be shut down
+        self._goes = False  # the app is about to be shut down, or the server to end
+        self._knows = False  # the app has heard that its client has left
         super().__init__(owner, life, environ, start_response)
         self._websocket = AsgiWebsocket(self._scope["subprotocols"], self._response)
 
@@ -906,14 +923,27 @@ class _WebsocketCycle(_Cycle):
             receiver = self._loop.native.create_future()
             self._receivers.append(receiver)
             await receiver
+        if self._knows:
+            await _yield_once()  # to whoever takes no notice, which would never let the loop turn
         message = await self._connection.receive()
-        if self._gone and message["type"] == "websocket.receive":
-            self._set_timer(GRACE_SECONDS, self._cancel)
+        if self._gone:
+            if message["type"] == "websocket.disconnect":
+                self._learn()
+            else:
+                self._start_grace()
         return message
 
     async def _send(self, message: Any) -> None:
         if self._gone:
+            self._learn()
             raise _client_left()
+        try:
+            await self._send_step(message)
+        except ClientDisconnected:  # it was waited for
+            self._learn()
+            raise
+
+    async def _send_step(self, message: Any) -> None:
         step = self._websocket.send(message)
         if isinstance(step, Accept):
             self._accept(step)
@@ -949,8 +979,29 @@ class _WebsocketCycle(_Cycle):
             self._bell = loop.call_at(when, self._look_at_server, is_ending)
 
     def _close_for_restart(self) -> None:
+        self._goes = True
         if self._connection is not None:
             self._connection.go_away(Close(1012, ""))
+            if self._gone and not (self._knows or self._app_ended):
+                self._start_grace()  # anew, and a short one
+
+    def _start_grace(self) -> None:
+        if self._connection is None:
+            super()._start_grace()  # as in http: the server's thread waits for an answer
+        else:
+            self._set_timer(RESTART_SECONDS if self._goes else DEAF_SECONDS, self._cancel)
+
+    def _learn(self) -> None:
+        """The app has heard that its client has left."""
+        if self._connection is not None and not (self._knows or self._app_ended):
+            self._knows = True
+            self._set_timer(WEBSOCKET_GRACE_SECONDS, self._cancel)
+
+    def _cancel(self) -> None:
+        if self._connection is not None:
+            ending = "and has heard of it" if self._knows else "and does not listen"
+            logger.warning("the app goes on although its client has left, %s: it is cancelled (%s)", ending, self.name)
+        super()._cancel()
 
     def _hang_up(self) -> None:
         if self._connection is not None:

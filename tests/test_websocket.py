@@ -120,7 +120,7 @@ class Exchange:
         own = {"wsgi.input": self.rfile, "gunicorn.socket" if as_gunicorn else "werkzeug.socket": self.server}
         self.environ: WSGIEnvironment = make_environ("GET", "/chat", "a=1", headers) | own | (environ or {})
         self.journal = Journal()
-        self._application = application
+        self.application = application
         self._wsgi = WsgiServer(validate=validate)
         self._call: RunningCall[WsgiExchange] = in_thread(self._serve)
 
@@ -150,7 +150,7 @@ class Exchange:
             assert self.rfile.read() == b"", "the server would have to wait for what the client sends"
 
     def _called(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
-        return self._application(environ, start_response)
+        return self.application(environ, start_response)
 
     def result(self, timeout: float = LIMIT) -> WsgiExchange:
         """What came of it, in the eyes of the server: either a response, or a lent socket that came back."""
@@ -663,14 +663,51 @@ def test_a_frameworks_error_that_says_the_client_left_is_not_logged(
 # Time
 
 
-def test_app_is_cancelled_a_while_after_its_client_left(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """[A22] [A10]"""
-    monkeypatch.setattr(bridge.asgi_to_wsgi, "GRACE_SECONDS", 0.1)
+async def hear_nothing(receive: Receive, send: Send) -> None:
+    pass
+
+
+async def hear_by_receive(receive: Receive, send: Send) -> None:
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+
+
+async def hear_by_send(receive: Receive, send: Send) -> None:
+    with contextlib.suppress(ClientDisconnected):
+        while True:
+            await send({"type": "websocket.send", "bytes": b"x" * 65536})
+
+
+async def take_no_notice(receive: Receive, send: Send) -> None:
+    while True:
+        await receive()
+
+
+@pytest.mark.parametrize(
+    ("hear", "limit", "words"),
+    [
+        (hear_nothing, "DEAF_SECONDS", "does not listen"),
+        (hear_by_receive, "WEBSOCKET_GRACE_SECONDS", "has heard of it"),
+        (hear_by_send, "WEBSOCKET_GRACE_SECONDS", "has heard of it"),
+        (take_no_notice, "WEBSOCKET_GRACE_SECONDS", "has heard of it"),
+    ],
+)
+def test_app_is_cancelled_a_while_after_it_has_heard_that_its_client_left(
+    serve: Serve,
+    hear: Callable[[Receive, Send], Awaitable[None]],
+    limit: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """[A22] [A10]: and a log line says so."""
+    monkeypatch.setattr(bridge.asgi_to_wsgi, limit, 0.1)
     cancelled = Signal()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(ACCEPT)
         try:
+            await hear(receive, send)
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
             cancelled.set()
@@ -683,6 +720,74 @@ def test_app_is_cancelled_a_while_after_its_client_left(serve: Serve, monkeypatc
     exchange.ws.sock.close()
     exchange.result()
     cancelled.wait()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert words in record.getMessage()
+
+
+def test_app_at_work_when_its_client_leaves_hears_of_it(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[A22]: it is not cancelled before, or it would count its client among the present for ever."""
+    monkeypatch.setattr(bridge.asgi_to_wsgi, "GRACE_SECONDS", 0.05)
+    present: set[int] = set()
+    left, done = Signal(), Signal()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(ACCEPT)
+        present.add(1)
+        while (await receive())["type"] == "websocket.receive":
+            await left.wait_async()
+            await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)
+        present.remove(1)
+        done.set()
+
+    exchange = serve(app)
+    assert exchange.ws.read_answer() == 101
+    exchange.ws.send(TEXT, b"work")
+    exchange.ws.close()
+    assert exchange.ws.read_close() == 1000
+    exchange.ws.sock.close()
+    left.set()
+    exchange.result()
+    done.wait()
+    assert present == set()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("leaves", ["before", "then"])
+@pytest.mark.parametrize("loop", ["shared"], indirect=True)
+def test_app_that_does_not_listen_does_not_hold_up_the_shutdown(
+    serve: Serve, leaves: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[A20] [A22]"""
+    monkeypatch.setattr(bridge.asgi_to_wsgi, "RESTART_SECONDS", 0.1)
+    cancelled = Signal()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(ACCEPT)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cancelled.set()
+
+    exchange = serve(app)
+    ws = exchange.ws
+    assert ws.read_answer() == 101
+    if leaves == "before":
+        ws.sock.close()
+        exchange.result()
+    closing = in_thread(exchange.application.close)
+    if leaves == "then":
+        assert ws.read_close() == 1012
+        ws.close(1012)
+        ws.sock.close()
+    cancelled.wait()
+    closing.result()
+    exchange.result()
 
 
 @only_plain
@@ -690,7 +795,7 @@ def test_app_may_take_what_its_client_left_behind_before_it_is_cancelled(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """[A22]: each message gives it anew the time that it has to end."""
-    monkeypatch.setattr(bridge.asgi_to_wsgi, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(bridge.asgi_to_wsgi, "DEAF_SECONDS", 0.3)
     texts: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -716,7 +821,7 @@ def test_app_that_refuses_to_end_is_left_alone(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """[A22] [A10]"""
-    monkeypatch.setattr(bridge.asgi_to_wsgi, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(bridge.asgi_to_wsgi, "DEAF_SECONDS", 0.05)
     monkeypatch.setattr(bridge.asgi_to_wsgi, "PATIENCE_SECONDS", 0.05)
     go_on = Signal()
 
