@@ -125,8 +125,9 @@ class AsgiToWsgi:
         app: The ASGI app: ``app(scope, receive, send)``.
         loop: ``"shared"``: one event loop per process; what was made in one request works in the next.
             ``"request"``: one for each request; apps that block inside ``async def`` hold up no others. ``"auto"``:
-            shared for an app that takes part in lifespan, else one for each request, and one for all WebSockets; under
-            gevent it is shared, and where gevent has patched the standard library it always is.
+            shared for an app that takes part in lifespan, else one for each request, until the app is asked for its
+            first WebSocket: that, all others and all requests from then on have one loop in common. Under gevent it is
+            shared, and where gevent has patched the standard library it always is.
         loop_factory: Makes event loops, as ``uvloop.new_event_loop`` does.
         lifespan: ``"auto"``: an app that knows no lifespan is served all the same. ``"on"``: it must. ``"off"``: it
             is not asked.
@@ -220,7 +221,7 @@ class AsgiToWsgi:
 
     def statistics(self) -> AsgiToWsgiStatistics:
         """What is going on, for metrics; from any thread, at the cost of a look at each request."""
-        cycles, shared = list(self._life.requests), self._life.shared
+        cycles, shared = list(self._life.requests), self._life.shared or self._life.common
         loops = {shared, *self._life.pool.idle, *(cycle.loop for cycle in cycles)} - {None}
         return AsgiToWsgiStatistics(
             requests=len(cycles),
@@ -821,11 +822,11 @@ class _Cycle:
 # "101 Switching Protocols". They log it, try to send it, and find the socket shut down, which they take for a client
 # that has left. To raise something would do as well for them, but not for a debugger or a monitor between.
 #
-# The connection ends before the app, or after it. An app that ends closes its connection, and that is waited for. An app
-# whose client has left knows of it when it receives websocket.disconnect, behind the messages that were left for it, or
-# when a send() raises: from then on it has WEBSOCKET_GRACE_SECONDS. Until then it is at work, and a cancellation in the
-# middle would keep it from ever knowing: it would go on to count its client among the present. So that comes late, after
-# DEAF_SECONDS without a receive().
+# The connection ends before the app, or after it. An app that ends closes its connection, and that is waited for. An
+# app whose client has left knows of it when it receives websocket.disconnect, behind the messages that were left for
+# it, or when a send() raises: from then on it has WEBSOCKET_GRACE_SECONDS. Until then it is at work, and a cancellation
+# in the middle would keep it from ever knowing: it would go on to count its client among the present. So that comes
+# late, after DEAF_SECONDS without a receive().
 
 
 _DISCONNECTS = frozenset(["WebSocketDisconnect", "WebSocketDisconnected"])

@@ -54,7 +54,7 @@ class Request(Protocol):
     """A request, as a life knows it.
 
     Attributes:
-        meets: Whether it wants to be with others of its kind, on one loop.
+        meets: Whether it wants to be with others, on one loop.
         lent_loop: The loop outside of ours that it has come by, if it has.
         closed: Whether the server has done with it.
     """
@@ -109,7 +109,8 @@ class Life:
         started: Whether requests can be served.
         requests: The requests in flight.
         shared: The process's loop for this app; None if each request has its own.
-        common: The loop of its WebSockets, where ``loop="auto"`` has come to loops for requests; made for the first.
+        common: The loop of its WebSockets, and of all requests from then on, where ``loop="auto"`` has come to loops
+            for requests; made for the first WebSocket.
         pool: The loops for one request each.
         state: What the app left at startup.
     """
@@ -149,7 +150,8 @@ class Life:
         """Let a request in; the app is started for the first one.
 
         WebSockets meet: what one of them says, the app tells the others. So they have a loop in common, unless the user
-        asks for one each.
+        asks for one each. And a plain request meets them there, as soon as there are any: what a view has to say to
+        a WebSocket, to the group of a Channels layer for one, would arrive late from another loop, if at all.
 
         Returns:
             The loop that it is to use.
@@ -162,7 +164,7 @@ class Life:
             self.requests.add(request)
             try:
                 if self.started:
-                    return self.shared or (request.meets and self._get_common()) or self.pool.take()
+                    return self.shared or self._get_common(request.meets) or self.pool.take()
             except BaseException:
                 self.requests.discard(request)
                 raise
@@ -186,9 +188,9 @@ class Life:
             self.started = True
             _started.add(self)
 
-    def _get_common(self) -> TurnedLoop | None:
+    def _get_common(self, make: bool) -> TurnedLoop | None:
         """The loop in common, if there shall be one. Not under `_mutex`: who holds it may wait for this request."""
-        if self.common is None and self._loop_wish == "auto":
+        if make and self.common is None and self._loop_wish == "auto":
             with self._common_mutex:
                 if self.started and self.common is None:
                     self.common = TurnedLoop(self.loop_factory, needs_keeper=True)

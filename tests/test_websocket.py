@@ -1275,6 +1275,51 @@ def test_many_connections_at_once_share_what_the_app_has(
             exchange.result()
 
 
+@pytest.mark.parametrize(
+    ("kind", "joined"),
+    [("auto", [False, True, True]), ("shared", [True, True, True]), ("request", [True, False, False])],
+)
+def test_plain_requests_join_the_websockets_on_their_loop(
+    factory: Callable[[], asyncio.AbstractEventLoop], kind: str, joined: list[bool]
+) -> None:
+    """[A14] [A16] [A22]: a view has something to say to a WebSocket. (The first one's loop is used again, or not.)"""
+    loops: list[asyncio.AbstractEventLoop] = []
+    told: list[asyncio.Event] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        loops.append(asyncio.get_running_loop())
+        if scope["type"] == "http":
+            for event in told:
+                event.set()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"told"})
+            return
+        await send(ACCEPT)
+        told.append(asyncio.Event())
+        await send({"type": "websocket.send", "text": "here"})
+        if kind != "request":
+            await told[-1].wait()
+        await send({"type": "websocket.send", "text": "told"})
+
+    def ask() -> None:
+        assert WsgiServer().run(application, make_environ("GET", "/")).body == b"told"
+
+    with AsgiToWsgi(app, loop=kind, loop_factory=factory, lifespan="off") as application:  # type: ignore[arg-type]
+        ask()
+        with Exchange(application) as ws:
+            assert ws.read_answer() == 101
+            assert ws.read() == Frame(TEXT, b"here")
+            for _ in range(2):
+                ask()
+            assert ws.read() == Frame(TEXT, b"told")
+            assert ws.read_close() == 1000
+            ws.close()
+        before, websocket, *after = loops
+        assert [loop is websocket for loop in (before, *after)] == joined
+        statistics = application.statistics()
+        assert statistics.loops == {"auto": 2, "shared": 1, "request": 2}[kind]
+
+
 @two_kinds
 def test_thread_that_waits_costs_no_time(serve: Serve) -> None:
     """[A22]: no busy waiting, neither while nothing happens nor while the client is held."""
