@@ -685,14 +685,17 @@ class _Cycle:
                     self._deliver(reader.next_message())
                     continue
                 self._loop.native.call_soon(self._ask_for_chunk)
-            receiver = self._loop.native.create_future()
-            self._receivers.append(receiver)
-            try:
-                await receiver
-            except asyncio.CancelledError:
-                self._receivers = [receiver for receiver in self._receivers if not receiver.done()]
-                raise
+            await self._wait_to_receive()
         return self._messages.popleft()
+
+    async def _wait_to_receive(self) -> None:
+        receiver = self._loop.native.create_future()
+        self._receivers.append(receiver)
+        try:
+            await receiver
+        except asyncio.CancelledError:
+            self._receivers = [receiver for receiver in self._receivers if not receiver.done()]
+            raise
 
     def _ask_for_chunk(self) -> None:
         """Have the server's thread read, which nobody can take back, if it is still wanted.
@@ -921,9 +924,7 @@ class _WebsocketCycle(_Cycle):
             if self._gone or self._ended or self._response.state is COMPLETE:
                 return {"type": "websocket.disconnect", "code": 1006, "reason": ""}
             self._watch_client()
-            receiver = self._loop.native.create_future()
-            self._receivers.append(receiver)
-            await receiver
+            await self._wait_to_receive()
         if self._knows:
             await _yield_once()  # to whoever takes no notice, which would never let the loop turn
         message = await self._connection.receive()

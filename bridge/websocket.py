@@ -269,9 +269,7 @@ class Connection:
         while not self._messages:
             if self._goodbye is not None:
                 return self._goodbye.copy()
-            receiver = self._loop.create_future()
-            self._receivers.append(receiver)
-            await receiver
+            await self._wait(self._receivers)
         held = self._holds_client()
         message = self._messages.popleft()
         self._size -= _size(message)
@@ -285,6 +283,7 @@ class Connection:
         Raises:
             ClientDisconnected: The connection has ended, maybe while it was waited for.
         """
+        await self._wait_for_room()  # others may send at once, or this one may have given up waiting before
         if self._goodbye is not None:
             raise _left()
         (self._protocol.send_text if data.is_text else self._protocol.send_binary)(data.payload)
@@ -293,12 +292,23 @@ class Connection:
         if self._burst >= BURST:
             self._burst = 0
             await asyncio.sleep(0)
-        while len(self._outgoing) > WINDOW and self._goodbye is None:
-            sender = self._loop.create_future()
-            self._senders.append(sender)
-            await sender
+        await self._wait_for_room()
         if self.is_over:
             raise _left()
+
+    async def _wait_for_room(self) -> None:
+        while len(self._outgoing) > WINDOW and self._goodbye is None:
+            await self._wait(self._senders)
+
+    async def _wait(self, waiters: list[asyncio.Future[None]]) -> None:
+        """Wait among others until they are woken; who is cancelled leaves nothing behind."""
+        waiter = self._loop.create_future()
+        waiters.append(waiter)
+        try:
+            await waiter
+        except BaseException:
+            waiters.remove(waiter)  # also if they have been woken: then nobody looks at this list any more
+            raise
 
     def close(self, step: Close) -> None:
         """Close the connection from our side, which the app has asked for."""

@@ -950,6 +950,39 @@ def test_app_that_sends_to_a_client_that_does_not_read_is_held(serve: Serve) -> 
 
 
 @only_plain
+def test_calls_that_are_cancelled_leave_nothing_behind(serve: Serve) -> None:
+    """[A22] [S2] [A4]: receive() with a timeout is how an app looks after two things in turn."""
+    waiting: list[int] = []
+    done = Signal()
+
+    async def give_up(call: Callable[[], Awaitable[object]]) -> None:
+        for _ in range(100):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(call(), 0.001)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        cycle: Any = receive.__self__  # type: ignore[attr-defined]
+        await receive()
+        await give_up(receive)
+        waiting.append(len(cycle._receivers))
+        await send(ACCEPT)
+        await give_up(receive)
+        await give_up(partial(send, {"type": "websocket.send", "bytes": b"x" * 1_000_000}))
+        connection = cycle._connection
+        waiting.extend([len(connection._receivers), len(connection._senders)])
+        done.set()
+        assert (await receive())["text"] == "still heard"
+
+    ws = serve(app).ws
+    assert ws.read_answer() == 101
+    done.wait()
+    ws.send(TEXT, b"still heard")
+    assert len(ws.read().data) == 1_000_000
+    assert ws.read().opcode == CLOSE, "it went on to fill the memory"
+    assert waiting == [0, 0, 0]
+
+
+@only_plain
 def test_app_that_is_held_hears_that_its_client_left(serve: Serve) -> None:
     """[A22]"""
     errors: list[BaseException] = []
