@@ -406,6 +406,7 @@ def serve_hub(native: asyncio.AbstractEventLoop) -> None:
     class Loop(kind):  # type: ignore[misc]
         """gevent's loop of the hub, which calls for the event loop whenever it has something to do."""
 
+        awaited: Any = None
         called = False
         served = False
 
@@ -439,7 +440,14 @@ def serve_hub(native: asyncio.AbstractEventLoop) -> None:
                 self.served = False
 
     hub = sys.modules["gevent.hub"].Hub(Loop(default=False))
+    # Whoever waits for another hub's word has nothing that would keep this one's loop going: gevent would give up.
+    hub.loop.awaited = hub.loop.async_()
+    hub.loop.awaited.start(_nothing)
     sys.modules["gevent._hub_local"].set_hub(hub)
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextlib.contextmanager
@@ -477,6 +485,7 @@ def _mend_libraries() -> None:
         _warned = True
         logger.warning("gevent is older than %d.%d: what an app runs in threads may hang", *GEVENT)
     _mend_queues()
+    _mend_children()
     anyio_backend = _give_queues(queue.SimpleQueue)
     if type(SyncToAsync.threadlocal) is _Local:
         SyncToAsync.threadlocal = threading.local()
@@ -540,18 +549,18 @@ def _start_beside_greenlets(thread: threading.Thread) -> None:
     at_home(partial(_start_thread, thread))
 
 
-def at_home(func: Callable[[], None]) -> None:
+def at_home(func: Callable[[], T]) -> T:
     """Call a function where the app's threads are at home, and wait for it; the hub has to come to it."""
     if get_ident() not in _ours:
-        func()
-        return
+        return func()
     over = Lock()
     over.acquire()
+    results: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            func()
+            results.append(func())
         except BaseException as error:
             errors.append(error)
         finally:
@@ -561,6 +570,58 @@ def at_home(func: Callable[[], None]) -> None:
     over.acquire()
     if errors:
         raise errors.pop()
+    return results.pop()
+
+
+@contextlib.contextmanager
+def _home_stopped() -> Generator[None, None, None]:
+    """Stop the hub where the app's threads are at home: what belongs to it may be touched meanwhile."""
+    stopped, go_on = Lock(), Lock()
+    stopped.acquire()
+    go_on.acquire()
+
+    def stop() -> None:
+        stopped.release()
+        go_on.acquire()
+
+    _spawn(stop)
+    stopped.acquire()
+    try:
+        yield
+    finally:
+        go_on.release()
+
+
+def _mend_children() -> None:
+    """Let the loop's thread have children: gevent hears of their end in the main thread's hub alone.
+
+    That hub must not come to a child's end before it watches the child, so it stands still while one is made.
+    """
+    gevent_os: Any = importlib.import_module("gevent.os")
+    gevent_subprocess: Any = importlib.import_module("gevent.subprocess")
+    fork_and_watch = getattr(gevent_os, "fork_and_watch", None)
+    if fork_and_watch is None or isinstance(fork_and_watch, partial):  # on Windows; or they have been mended
+        return
+    gevent_os.fork_and_watch = gevent_subprocess.fork_and_watch = partial(_fork_and_watch, fork_and_watch)
+    for name in ("waitpid", "posix_spawn", "posix_spawnp"):
+        func = getattr(gevent_os, name, None)
+        if func is not None and getattr(os, name) is func:
+            mended = partial(_call_at_home, func)
+            setattr(gevent_os, name, mended)
+            setattr(os, name, mended)
+
+
+def _fork_and_watch(
+    fork_and_watch: Callable[..., int], callback: Any = None, loop: Any = None, *args: Any, **kwargs: Any
+) -> int:
+    if get_ident() not in _ours:
+        return fork_and_watch(callback, loop, *args, **kwargs)
+    with _home_stopped():
+        return fork_and_watch(callback, _home.loop, *args, **kwargs)
+
+
+def _call_at_home(func: Callable[..., T], *args: Any) -> T:
+    return at_home(partial(func, *args))
 
 
 def _spawn(func: Callable[[], object]) -> None:

@@ -502,6 +502,9 @@ from gevent.queue import LifoQueue
 HANDED = """
 def hand(kind):
     async def run():
+        event = threading.Event()
+        threading.Timer(0.01, event.set).start()
+        assert event.wait()
         things = kind()
         got = asyncio.create_task(asyncio.to_thread(things.get, timeout=10))  # a greenlet waits
         await asyncio.sleep(0.01)
@@ -532,4 +535,44 @@ def test_queues_hand_things_over_between_the_loop_and_greenlets(patch: str, tmp_
         f"import sys; sys.path.append({str(tmp_path)!r})\n"
         f"import gevent.monkey; gevent.monkey.{patch}\n"
         "import queue, by_name, from_gevent\n" + APP + DRIVER + HANDED
+    )
+
+
+def test_the_app_may_start_processes_anywhere() -> None:
+    """[A17] [A23] gevent hears of a child's end in the main thread's hub alone, and may hear it at once."""
+    run(
+        PATCH
+        + APP
+        + DRIVER
+        + """
+import concurrent.futures, multiprocessing, subprocess
+
+def echo():
+    return subprocess.run(["echo", "hi"], capture_output=True, timeout=10).stdout
+
+async def echo_by_asyncio():
+    process = await asyncio.create_subprocess_exec("echo", "hi", stdout=subprocess.PIPE)
+    return (await process.communicate())[0]
+
+def leave():
+    os._exit(3)
+
+@app.get("/processes")
+async def processes():
+    texts = await asyncio.gather(*(way() for _ in range(10) for way in (echo_by_asyncio, lambda: asyncio.to_thread(echo))))
+    texts += [echo() for _ in range(10)]
+    assert texts == [b"hi\\n"] * 30, texts
+    for _ in range(10):
+        process = multiprocessing.get_context("fork").Process(target=leave)
+        process.start()
+        process.join(10)
+        assert process.exitcode == 3
+        pid = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 4"], {})
+        assert os.waitpid(pid, 0) == (pid, 4 << 8)
+
+app.get("/echo")(lambda: subprocess.call(["true"]) or None)
+greenlets = [gevent.spawn(get, path) for path in ["/processes"] + ["/echo"] * 10]
+gevent.joinall(greenlets, timeout=20)
+assert {greenlet.value for greenlet in greenlets} == {"200 null"}, [greenlet.value for greenlet in greenlets]
+"""
     )
