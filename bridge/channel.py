@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import anyio
 from anyio.lowlevel import current_token
 
+from bridge import threads
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -92,6 +94,16 @@ class Door(abc.ABC):
     @abc.abstractmethod
     def _call_later(self, delay: float, callback: Callable[[], None]) -> None:
         """Run a callback after some seconds, from within the loop."""
+
+    def runs_here(self) -> bool:
+        """Whether the caller is in asyncio's loop.
+
+        Any of a `TurnedLoop`'s threads may run it. A patched loop may be run by a greenlet, and asyncio's mark is its
+        whole thread's.
+        """
+        if asyncio._get_running_loop() is not self.native:
+            return False
+        return not threads.is_patched() or threading.get_ident() == self.thread
 
     def ring(self, callback: Callable[[], object]) -> None:
         """Have the loop run a callback, which must not raise; from any thread.

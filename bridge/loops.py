@@ -730,6 +730,7 @@ class LentLoop:
 
     Args:
         native: The event loop, or trio's token.
+        runs_here: Whether the caller is in it.
         ring: Has the loop run a callback; from any thread. Raises RuntimeError where the loop has ended.
         at_shutdown: Takes a coroutine function, to be called when the server outside shuts down.
 
@@ -741,17 +742,19 @@ class LentLoop:
     def __init__(
         self,
         native: Any,
+        runs_here: Callable[[], bool],
         ring: Callable[[Callable[[], None]], None],
         at_shutdown: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
     ) -> None:
         self.key = native
         self.native: Any = native if isinstance(native, asyncio.AbstractEventLoop) else _TrioLoop()
         self.at_shutdown = at_shutdown
+        self._runs_here = runs_here
         self._ring = ring
 
     def wait(self, turn: Turn, callback: Callable[[], object] | None = None) -> None:
         """Return once the turn was told; see `TurnedLoop.wait`."""
-        if asyncio._get_running_loop() is self.native:
+        if self._runs_here():
             raise RuntimeError("an event loop cannot be waited for by what runs in it")
         turn._prepare()
         if callback is not None:
@@ -798,9 +801,13 @@ class ServedLoop(LentLoop):
     """
 
     def __init__(
-        self, native: Any, thread: Any, at_shutdown: Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+        self,
+        native: Any,
+        runs_here: Callable[[], bool],
+        thread: Any,
+        at_shutdown: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
     ) -> None:
-        super().__init__(native, thread.post, at_shutdown)
+        super().__init__(native, runs_here, thread.post, at_shutdown)
         self._thread = thread
 
     def wait(self, turn: Turn, callback: Callable[[], object] | None = None) -> None:

@@ -404,7 +404,7 @@ class _Cycle:
 
     def _lend_loop(self) -> LentLoop:
         """The server's loop, for an AsgiToWsgi inside."""
-        return LentLoop(self._door.native, self._ring, self._add_guest)
+        return LentLoop(self._door.native, self._door.runs_here, self._ring, self._add_guest)
 
     def _ring(self, callback: Callable[[], None]) -> None:
         try:
@@ -887,7 +887,7 @@ class _LentCycle(_Cycle):
             self._refuse_work()
 
     def _lend_loop(self) -> LentLoop:
-        return ServedLoop(self._door.native, self._thread, self._add_guest)
+        return ServedLoop(self._door.native, self._door.runs_here, self._thread, self._add_guest)
 
     def _refuse_work(self) -> None:
         self._refused = True
@@ -985,7 +985,7 @@ class _LentCycle(_Cycle):
         self._thread.serve(until, self._out.wake)
 
     def _ask_for_chunk(self) -> None:
-        if asyncio._get_running_loop() is self._door.native:
+        if self._door.runs_here():
             raise _read_in_the_loop()
         self._outlet.put(READ)
 

@@ -576,3 +576,50 @@ gevent.joinall(greenlets, timeout=20)
 assert {greenlet.value for greenlet in greenlets} == {"200 null"}, [greenlet.value for greenlet in greenlets]
 """
     )
+
+
+def test_wrappers_are_nested_in_a_server_whose_loop_a_greenlet_runs() -> None:
+    """[C1] [C2] [A23] asyncio's mark is the whole thread's; the server's threads are greenlets of it."""
+    run(
+        PATCH
+        + """
+import asyncio
+from bridge import AsgiToWsgi, WsgiToAsgi
+
+async def inner(scope, receive, send):
+    assert asyncio.get_running_loop() is outer
+    body = (await receive())["body"]
+    await asyncio.sleep(0.01)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+def innermost(environ, start_response):
+    start_response("200 OK", [])
+    return [environ["wsgi.input"].read()]
+
+async def middleware(scope, receive, send):
+    await WsgiToAsgi(innermost)(scope, receive, send)
+
+async def post(app):
+    parts, answers = [b"abc", b"def", b""], []
+    async def receive():
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+    async def send(message):
+        answers.append(message)
+    await asyncio.wait_for(app({
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/", "raw_path": b"/", "query_string": b"", "root_path": "", "headers": [], "client": ("test", 1),
+        "server": ("test", 80),
+    }, receive, send), 10)
+    return b"".join(answer.get("body", b"") for answer in answers)
+
+async def main():
+    global outer
+    outer = asyncio.get_running_loop()
+    assert (await post(WsgiToAsgi(AsgiToWsgi(inner)))).startswith(b"abc")
+    assert await post(WsgiToAsgi(AsgiToWsgi(middleware))) == b"abcdef"
+
+asyncio.run(main())
+"""
+    )
