@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures.thread
 import contextlib
+import gc
 import importlib
 import inspect
 import logging
@@ -65,6 +66,13 @@ POLL_SECONDS = 0.005
 SLEEP_SECONDS = 0.2
 """The same for a thread, which is woken when it is: but one that is interrupted takes its wake-up with it."""
 
+ANSWER_SECONDS = 5.0
+"""How long the main thread's hub may take to answer, else nobody is taken to run it; asked where another thread makes
+the first loop. Guessed, as is the next."""
+
+HOME_SECONDS = 30.0
+"""How long a hub may be busy while a loop's thread waits for it to start a thread."""
+
 logger: logging.Logger = logging.getLogger("bridge")
 
 
@@ -84,9 +92,9 @@ logger: logging.Logger = logging.getLogger("bridge")
 #
 # The app runs in a real thread, then, but its synchronous code does not: sockets and locks of a patched process belong
 # to the hub that made them, and a connection pool hands them from one thread to another. So what the app starts as a
-# thread becomes a greenlet beside all others, in the hub of the thread that has made the loop: Thread.start() sees to
-# that. Executors and anyio start their threads so. The loop's thread has a hub, too, whose part is to pass on what
-# gevent's locks have to tell (`serve_hub`).
+# thread becomes a greenlet beside all others, in the hub of the main thread, or of the one that has made the first
+# loop: Thread.start() sees to that. Executors and anyio start their threads so. The loop's thread has a hub, too, whose
+# part is to pass on what gevent's locks have to tell (`serve_hub`).
 #
 # In a patched process there is one such thread for an app, however many loops it asks for: gevent's locks hold between
 # the greenlets and one real thread, but many real threads that want the same lock, as all that log do, come to wait for
@@ -380,10 +388,7 @@ def make_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.Abstr
     if "gevent.monkey" not in sys.modules:
         return factory()
     if is_patched():
-        global _home
-        hub = _hub()
-        if hub is not None:
-            _home = hub
+        _settle()
         _Thread.start = _start_beside_greenlets
         _mend_libraries()
     elif sys.modules["gevent.monkey"].is_module_patched("queue"):
@@ -549,16 +554,51 @@ def _start_beside_greenlets(thread: threading.Thread) -> None:
     at_home(partial(_start_thread, thread))
 
 
+def _settle() -> None:
+    """Have a hub where the app's threads are at home: that of the main thread, if somebody runs it, or of this one.
+
+    It stays the same as long as its thread lives. Another thread than the main one may be a server's, but also one that
+    will not be there for long, as those of gevent's pool.
+    """
+    global _home
+    if _home is None or not _lives(_home):
+        main, own = _main_hub(), _hub()
+        _home = main if main is not None and (main is own or own is None or _is_run(main)) else own
+
+
+def _lives(hub: Any) -> bool:
+    return hub.loop is not None and hub.thread_ident in sys._current_frames()
+
+
+def _main_hub() -> Any:
+    """The hub of the main thread, whichever thread asks; None if there is none."""
+    kind = sys.modules["gevent.hub"].Hub
+    hubs = [each for each in gc.get_objects() if issubclass(type(each), kind)]  # gevent finds them so, too
+    return next((hub for hub in hubs if hub.loop is not None and hub.loop.default and _lives(hub)), None)
+
+
+def _is_run(hub: Any) -> bool:
+    answer = locked()
+    hub.loop.run_callback_threadsafe(answer.release)
+    return answer.acquire(timeout=ANSWER_SECONDS)
+
+
 def at_home(func: Callable[[], T]) -> T:
-    """Call a function where the app's threads are at home, and wait for it; the hub has to come to it."""
+    """Call a function where the app's threads are at home, and wait for it; the hub has to come to it.
+
+    Raises:
+        RuntimeError: It does not.
+    """
     if get_ident() not in _ours:
         return func()
-    over = Lock()
+    claim, over = Lock(), Lock()
     over.acquire()
     results: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
+        if not claim.acquire(blocking=False):
+            return
         try:
             results.append(func())
         except BaseException as error:
@@ -567,7 +607,10 @@ def at_home(func: Callable[[], T]) -> T:
             over.release()
 
     _spawn(run)
-    over.acquire()
+    if not over.acquire(timeout=HOME_SECONDS):
+        if claim.acquire(blocking=False):
+            raise _nobody_at_home()
+        over.acquire()
     if errors:
         raise errors.pop()
     return results.pop()
@@ -585,8 +628,9 @@ def _home_stopped() -> Generator[None, None, None]:
         go_on.acquire()
 
     _spawn(stop)
-    stopped.acquire()
     try:
+        if not stopped.acquire(timeout=HOME_SECONDS):
+            raise _nobody_at_home()
         yield
     finally:
         go_on.release()
@@ -624,7 +668,14 @@ def _call_at_home(func: Callable[..., T], *args: Any) -> T:
     return at_home(partial(func, *args))
 
 
+def _nobody_at_home() -> RuntimeError:
+    return RuntimeError(f"no thread runs gevent's hub {_home!r}, in which the app's threads are to run")
+
+
 def _spawn(func: Callable[[], object]) -> None:
+    _settle()
+    if _home is None:
+        raise _nobody_at_home()
     _home.loop.run_callback_threadsafe(sys.modules["gevent"].spawn, func)
 
 

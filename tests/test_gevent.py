@@ -623,3 +623,83 @@ async def main():
 asyncio.run(main())
 """
     )
+
+
+STARTS = {
+    "in gevent's pool": "pool.apply(bridged.startup)",
+    "by a request in gevent's pool": "assert pool.apply(get, ('/flag/a',)) == '200 false'",
+    "by a thread that ends": "start_new_thread(bridged.startup, ()); gevent.sleep(0.5)",
+    "of a second app": "get('/flag/a'); pool.apply(other.startup)",
+}
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_an_app_may_be_started_by_a_thread_that_is_not_the_servers(start: str) -> None:
+    """[A23] Its threads are at home in the main hub, whatever thread makes the first loop or the last."""
+    run(
+        PATCH
+        + APP
+        + DRIVER
+        + f"""
+start_new_thread = gevent.monkey.get_original("_thread", "start_new_thread")
+pool = gevent.get_hub().threadpool
+other = AsgiToWsgi(app)
+{start}
+get_together("/sync-together/b/5", 5)
+get_together("/together/a/5", 5)
+"""
+    )
+
+
+def test_a_hub_that_nobody_runs_is_no_home() -> None:
+    """[A23] Where the server has another thread than the main one, which blocks."""
+    run(
+        PATCH
+        + APP
+        + DRIVER
+        + """
+from bridge import threads
+gevent.sleep(0)  # the main thread has a hub, too
+threads.ANSWER_SECONDS = 0.2
+over, answers = threads.Lock(), []
+over.acquire()
+
+def serve():
+    answers.append(get("/sync-together/a/1"))
+    over.release()
+
+start_new_thread = gevent.monkey.get_original("_thread", "start_new_thread")
+start_new_thread(serve, ())
+assert over.acquire(timeout=15)
+assert answers == ["200 null"]
+os._exit(0)
+"""
+    )
+
+
+def test_who_waits_for_a_hub_that_is_run_no_more_hears_of_it() -> None:
+    """[A23]"""
+    run(
+        PATCH
+        + APP
+        + DRIVER
+        + """
+from bridge import threads
+get("/flag/a")
+threads.HOME_SECONDS = 0.2
+over, errors, called = threads.Lock(), [], []
+over.acquire()
+
+def ask():
+    try:
+        threads.at_home(lambda: called.append(1))
+    except RuntimeError as error:
+        errors.append(str(error))
+
+threads.start(ask, "asks", over)
+assert over.acquire(timeout=15)  # the main thread blocks, and its hub does not come
+assert len(errors) == 1 and "no thread runs gevent's hub" in errors[0]
+gevent.sleep(0.01)
+assert not called  # late
+"""
+    )
