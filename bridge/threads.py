@@ -491,6 +491,7 @@ def _mend_libraries() -> None:
         logger.warning("gevent is older than %d.%d: what an app runs in threads may hang", *GEVENT)
     _mend_queues()
     _mend_children()
+    _mend_sockets()
     anyio_backend = _give_queues(queue.SimpleQueue)
     if type(SyncToAsync.threadlocal) is _Local:
         SyncToAsync.threadlocal = threading.local()
@@ -634,6 +635,46 @@ def _home_stopped() -> Generator[None, None, None]:
         yield
     finally:
         go_on.release()
+
+
+def _mend_sockets() -> None:
+    """Let a socket that was made in one hub be waited for and closed in another.
+
+    A connection pool hands them on, between what the app does in its loop and in its threads. A watcher is its hub's,
+    but there may be many on one descriptor.
+    """
+    gevent_socket: Any = importlib.import_module("gevent._socketcommon")
+    kind = getattr(gevent_socket, "SocketMixin", None)
+    wait, drop = getattr(kind, "_wait", None), getattr(kind, "_drop_events_and_close", None)
+    if wait is None or drop is None or wait.__module__ == __name__:  # unknown; or they have been mended
+        return
+    get_hub = sys.modules["gevent"].get_hub
+
+    def _wait(sock: Any, watcher: Any, timeout_exc: Any = None) -> None:
+        hub = get_hub()
+        if watcher is None or hub is sock.hub:
+            wait(sock, watcher, timeout_exc)
+            return
+        passing = hub.loop.io(sock.fileno(), 1 if watcher is sock._read_event else 2)
+        try:
+            wait(types.SimpleNamespace(timeout=sock.timeout, hub=hub), passing, timeout_exc)
+        finally:
+            passing.close()
+
+    def _drop(sock: Any, closefd: bool = True, *args: Any) -> None:
+        own = sock.hub
+        if own is _hub_of_thread():
+            drop(sock, closefd, *args)
+            return
+        watchers = sock._read_event, sock._write_event
+        sock._read_event = sock._write_event = None
+        if _lives(own):
+            cancel, then = own.cancel_waits_close_and_then, sock._drop_ref_on_close if closefd else id
+            own.loop.run_callback_threadsafe(cancel, watchers, gevent_socket.cancel_wait_ex, then, sock._sock)
+        elif closefd:
+            sock._sock.close()
+
+    kind._wait, kind._drop_events_and_close = _wait, _drop
 
 
 def _mend_children() -> None:

@@ -703,3 +703,89 @@ gevent.sleep(0.01)
 assert not called  # late
 """
     )
+
+
+def test_a_socket_may_change_hands_between_the_loop_and_greenlets() -> None:
+    """[A17] [A23] As connections of a pool do; also where it was made by an app that has ended."""
+    run(
+        PATCH
+        + APP
+        + DRIVER
+        + """
+import errno, socket
+
+pairs = {}
+
+def talk(name):
+    "Each end waits for the other one, which another greenlet has."
+    a, b = pairs[name]
+    def echo():
+        for _ in range(3):
+            b.sendall(b.recv(10))
+    echoes = threading.Thread(target=echo)
+    echoes.start()
+    for _ in range(3):
+        time.sleep(0.01)
+        a.sendall(b"hello")
+        assert a.recv(10) == b"hello"
+    echoes.join()
+    a.settimeout(0.01)
+    try:
+        a.recv(1)
+    except TimeoutError:
+        a.settimeout(None)
+    else:
+        raise AssertionError
+
+@app.get("/make/{name}")
+async def make(name: str):
+    pairs[name] = socket.socketpair()
+
+@app.get("/talk/{name}")
+async def talk_in_loop(name: str):
+    talk(name)
+
+app.get("/sync-talk/{name}")(talk)
+
+@app.get("/close/{name}")
+async def close(name: str):
+    descriptors = [each.fileno() for each in pairs[name]]
+    for each in pairs[name]:
+        each.close()
+    for descriptor in descriptors:
+        for _ in range(100):
+            try:
+                os.fstat(descriptor)
+            except OSError as error:
+                assert error.errno == errno.EBADF
+                break
+            await asyncio.sleep(0.05)
+        else:
+            raise AssertionError("it is open")
+
+pairs["here"] = socket.socketpair()
+get("/make/there")
+for _ in range(2):
+    for name in ("here", "there"):
+        for way in ("talk", "sync-talk"):
+            assert get(f"/{way}/{name}") == "200 null"
+        talk(name)
+assert get("/close/here") == "200 null"
+a, b = pairs["there"]
+a.close()
+assert b.recv(1) == b""  # once the loop's hub has closed it
+get("/make/left")
+bridged.close()
+talk("left")
+descriptors = [each.fileno() for each in pairs["left"]]
+for each in pairs["left"]:
+    each.close()
+for descriptor in descriptors:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        continue
+    raise AssertionError("it is open")
+gc.collect()
+"""
+    )
