@@ -591,7 +591,9 @@ def run_check(options: argparse.Namespace) -> int:
     article, wrapper = ("a", "WsgiToAsgi") if kind is Kind.WSGI else ("an", "AsgiToWsgi")
     print(f"{options.app}, {article} {kind.value} app, through {wrapper}\n", flush=True)
     report = check(app, kind, options.path)
-    print(report.text())
+    print(report.text(), flush=True)
+    if report.hangs:
+        os._exit(1)  # what hangs would hold up the exit as well
     return 1 if report.severe else 0
 
 

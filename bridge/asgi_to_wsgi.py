@@ -382,7 +382,11 @@ class _Cycle:
             response = self._response
             self._wait(partial(self._create_task, scope))
             if not self._opened:
-                self._raise_failure(f"the app ended without a response: it is {response.state.name} of it")
+                self._raise_failure(
+                    "the app ended without sending a response"
+                    if response.state is NOTHING
+                    else "the app ended after 'http.response.start', without any 'http.response.body'"
+                )
             result = _Result(self)
             file = self._open_file(response.path, result) if response.path is not None else None
             if not self._begun:

@@ -120,6 +120,14 @@ RULES = {
         "accurate result.",
         _DETAILS,
     ),
+    "no content": Rule(
+        "A 204 response is terminated by the end of the header section; it cannot contain content or trailers.",
+        'RFC 9110, "204 No Content"',
+    ),
+    "not modified": Rule(
+        "A 304 response is terminated by the end of the header section; it cannot contain content or trailers.",
+        'RFC 9110, "304 Not Modified"',
+    ),
     "input closed": Rule(
         "In particular, applications must not attempt to close these streams, even if they possess close() methods.",
         'PEP 3333, "Input and Error Streams"',
@@ -173,6 +181,11 @@ RULES = {
         "the message provided and then exit.",
         'ASGI, Lifespan, "Startup Failed"',
     ),
+    "shutdown failed": Rule(
+        "Sent by the application when it has failed to complete its cleanup. If a server sees this it should log/print "
+        "the message provided and then terminate.",
+        'ASGI, Lifespan, "Shutdown Failed"',
+    ),
     "startup complete": Rule(
         "Sent by the application when it has completed its startup. A server must wait for this message before it "
         "starts processing connections.",
@@ -200,13 +213,15 @@ _SIGNS = {
     ],
     Kind.ASGI: [
         ("no message after the end", "after the end"),
-        ("expected 'http.response.(start|body)', got|without a response", "start first"),
+        ("expected 'http.response.(start|body)', got|without (sending|any)", "start first"),
         ("body ended after|before it had sent its whole body|body has at least", "not ended"),
         ("as header name, got b':", "pseudo header"),
         ("await", "awaited"),
     ],
 }
 _OTHERWISE = {Kind.WSGI: "trapped", Kind.ASGI: "event"}
+# Where the error is none of a check's.
+_OTHERS = {Kind.WSGI: "trapped", Kind.ASGI: "bubbled up"}
 
 
 # --- The report ---------------------------------------------------------------------------------------------------
@@ -234,10 +249,14 @@ class Report:
     Attributes:
         answers: For each request, what was answered, in one line.
         findings: Each with the requests in which it was found.
+        hangs: Whether the app has not answered in time; then something in it still runs, and may never end.
+        refusal: What is to be known of a check that has seen nothing but error pages; else empty.
     """
 
     answers: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     findings: dict[Finding, list[str]] = field(default_factory=dict[Finding, list[str]])
+    refusal: str = ""
+    hangs: bool = False
 
     @property
     def severe(self) -> int:
@@ -256,15 +275,18 @@ class Report:
         ):
             rule = RULES[finding.rule]
             mark = "" if finding.severe else " (a hint)"
-            where = ", ".join(requests) if len(requests) < len(self.answers) else "each request"
-            lines += ["", f"{number}. In {where}{mark}:", f"   {finding.what}", f"   {rule.source}:"]
+            everywhere = len(requests) > 1 and requests == [request for request, _ in self.answers]
+            where = "each request" if everywhere else ", ".join(requests)
             margin = "   "
+            what = textwrap.indent(finding.what.strip(), margin)
+            lines += ["", f"{number}. In {where}{mark}:", what, f"{margin}{rule.source}:"]
             lines += textwrap.wrap(
                 f'"{rule.sentence}"', 96, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
             )
         hints = len(self.findings) - self.severe
         faults = f"{self.severe} fault{'s' * (self.severe != 1)}" if self.severe else "No faults"
-        return "\n".join([*lines, "", f"{faults}, {hints} hint{'s' * (hints != 1)}." if hints else f"{faults}."])
+        told = f"{faults}, {hints} hint{'s' * (hints != 1)}." if hints else f"{faults}."
+        return "\n".join([*lines, "", f"{told} {self.refusal}" if self.refusal else told])
 
 
 # --- The requests -------------------------------------------------------------------------------------------------
@@ -281,6 +303,8 @@ class Request(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
     leaves: bool = False
     """After the first block of the response."""
+    is_plain: bool = False
+    """Whether any page that is there answers it."""
 
 
 _FORM = b"name=Zo%C3%AB&message=1+%2B+1"
@@ -292,13 +316,13 @@ def requests_for(path: str) -> list[Request]:
     joint = "&" if "?" in target else "?"
     length = ("content-length", str(len(_FORM)))
     return [
-        Request(f"GET {path}", "GET", target),
+        Request(f"GET {path}", "GET", target, is_plain=True),
         Request(f"HEAD {path}", "HEAD", target),
-        Request("GET with an odd query", "GET", f"{target}{joint}q=%FF&empty&=%00"),
+        Request("GET with an odd query", "GET", f"{target}{joint}q=%FF&empty&=%00", is_plain=True),
         Request("GET of an odd path", "GET", "/%FF/%2F/caf%C3%A9"),
         Request("POST of a form", "POST", target, (_FORM[:5], _FORM[5:]), (_FORM_TYPE, length)),
         Request("POST without a length", "POST", target, (_FORM,), (_FORM_TYPE,)),
-        Request("GET, the client leaves", "GET", target, leaves=True),
+        Request("GET, the client leaves", "GET", target, leaves=True, is_plain=True),
     ]
 
 
@@ -310,6 +334,7 @@ class Answer:
     blocks: int = 0
     size: int = 0
     left: bool = False
+    hangs: bool = False
     error: BaseException | None = None
     since: float = field(default_factory=time.monotonic)
 
@@ -346,19 +371,24 @@ class _Check:
         self.request = ""  # its name
         self.told: set[str] = set()  # the rules broken in it
         self.reported: list[BaseException] = []
-        self.hangs = False
 
     def run(self, path: str) -> Report:
+        statuses: set[int | None] = set()
         for request in requests_for(path):
             self.request = request.name
             self.told.clear()
             answer = self.ask(request)
+            if request.is_plain:
+                statuses.add(answer.status)
             self.report.answers.append((request.name, answer.text()))
+            if answer.hangs:
+                self.report.hangs = True
+                self.tell(f"the app did not answer within {LIMIT:g} s", _OTHERS[self.kind])
+                break  # it would go on so
             if answer.error is not None:
                 self.report_error(answer.error)
-                self.hangs = isinstance(answer.error, TimeoutError)
-                if self.hangs:
-                    break  # it would go on so
+        if all(status is not None and status >= 400 for status in statuses):
+            self.report.refusal = _refusal(path, cast("set[int]", statuses))
         return self.report
 
     def ask(self, request: Request) -> Answer:
@@ -367,6 +397,12 @@ class _Check:
     def tell(self, what: str, rule: str, severe: bool = True) -> None:
         self.told.add(rule)
         self.report.add(self.request, Finding(what, rule, severe))
+
+    def check_body(self, status: str) -> None:
+        """Tell of a body that the status does not let be."""
+        rule = {"204": "no content", "304": "not modified"}.get(status)
+        if rule is not None:
+            self.tell(f"the response has the status {status}, and a body", rule)
 
     def report_error(self, error: BaseException) -> None:
         """Tell what was raised, once, wherever it comes by."""
@@ -383,7 +419,13 @@ class _Check:
         if by_rules:
             self.tell(text, _OTHERWISE[self.kind])
         else:
-            self.tell(f"raised {_told(error)}", "trapped" if self.kind is Kind.WSGI else "bubbled up")
+            self.tell(f"raised {_told(error)}", _OTHERS[self.kind])
+
+
+def _refusal(path: str, statuses: set[int]) -> str:
+    told = " or ".join(map(str, sorted(statuses)))
+    advice = " Say --path, for a page that is there." if statuses == {404} else ""
+    return f"But each GET of {path} was answered {told}: only the app's own error page was checked.{advice}"
 
 
 _CHECKERS = {Path(wsgiref.__file__).parent, Path(__file__).parent}
@@ -419,16 +461,23 @@ class _WsgiCheck(_Check):
         application = WsgiToAsgi(cast("Any", validator(cast("Any", self.call))))
         answer = Answer()
         try:
-            asyncio.run(asyncio.wait_for(self.serve(application, request, answer), LIMIT))
-        except TimeoutError as error:
-            answer.error = TimeoutError(f"it did not answer within {LIMIT:g} s") if answer.status is None else error
+            asyncio.run(self.serve_in_time(application, request, answer))
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             answer.error = error
-        if not isinstance(answer.error, TimeoutError):
+        if not answer.hangs:
             application.close()
         return answer
+
+    async def serve_in_time(self, application: WsgiToAsgi, request: Request, answer: Answer) -> None:
+        try:
+            async with asyncio.timeout(LIMIT) as limit:
+                await self.serve(application, request, answer)
+        except TimeoutError:
+            answer.hangs = limit.expired()
+            if not answer.hangs:  # it is the app's
+                raise
 
     async def serve(self, application: WsgiToAsgi, request: Request, answer: Answer) -> None:
         gone = asyncio.Event()
@@ -452,12 +501,15 @@ class _WsgiCheck(_Check):
     def call(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         """The app as the validator sees it."""
         environ["wsgi.input"] = _Input(environ["wsgi.input"])
+        statuses: list[str] = []
 
         def checked_start(*args: Any, **kwargs: Any) -> Any:
             if len(args) > 1 and not kwargs:
                 args = (args[0], self.check_headers(args[0], args[1]), *args[2:])
             try:
-                return start_response(*args, **kwargs)
+                write = start_response(*args, **kwargs)
+                statuses.append(args[0])
+                return write
             except (AssertionError, BridgeError, ValueError) as error:  # the app may catch it
                 self.report_error(error)
                 raise
@@ -465,7 +517,7 @@ class _WsgiCheck(_Check):
         result = self.app(environ, checked_start)
         if not any(hasattr(result, way) for way in ("__iter__", "__getitem__")):  # the validator would stumble
             raise ProtocolError(f"the app expected to return an iterable of bytes, returned {shown(result)}")
-        return _check_len(result, self)
+        return result if isinstance(result, (str, bytes)) else _Watched(result, statuses, self)
 
     def check_headers(self, status: Any, headers: Any) -> Any:
         if isinstance(status, str) and not _is_status_line(status):
@@ -510,28 +562,24 @@ class _Input:
         return iter(self._stream)
 
 
-def _check_len(result: Any, check: _Check) -> Any:
-    """The app's result; one that has a length is compared with it."""
-    if type(result) in (str, bytes, list, tuple) or not hasattr(result, "__len__"):
-        return result
-    return _Counted(result, check)
+class _Watched:
+    """What an app returned; its blocks are counted, and compared with its length and with the status."""
 
-
-class _Counted:
-    """An iterable with a length of its own."""
-
-    def __init__(self, result: Any, check: _Check) -> None:
+    def __init__(self, result: Any, statuses: list[str], check: _Check) -> None:
         self._result = result
+        self._statuses = statuses
         self._check = check
 
     def __iter__(self) -> Any:
         count = 0
         for block in self._result:
             count += 1
+            if block and self._statuses:
+                self._check.check_body(self._statuses[-1][:3])
             yield block
         try:
             length = len(self._result)
-        except TypeError:
+        except TypeError:  # it has none, or no working one
             return
         if length != count:
             self._check.tell(f"it yielded {count} blocks, len() of what it returned is {length}", "len")
@@ -565,6 +613,10 @@ def _make_scope(request: Request) -> dict[str, Any]:
 # --- An ASGI app --------------------------------------------------------------------------------------------------
 
 
+class _Hangs(Exception):
+    """Stands for what an app would have raised, had it come to an end."""
+
+
 class _AsgiCheck(_Check):
     """An ASGI app under a check of its messages, called by a WSGI server in memory through AsgiToWsgi."""
 
@@ -574,9 +626,11 @@ class _AsgiCheck(_Check):
         self.request = "an unknown protocol"
         self.in_time(self.offer_unknown)
         self.application = AsgiToWsgi(cast("Any", self.call))
+        self.status = ""  # of the response that has started last
         self.request = "lifespan"
         started = self.in_time(self.application.startup)
-        if isinstance(started, TimeoutError):
+        if isinstance(started, _Hangs):
+            self.report.hangs = True
             self.tell(f"the app did not answer lifespan.startup within {LIMIT:g} s", "startup complete")
             return self.report
         if isinstance(started, LifespanFailure):
@@ -585,9 +639,11 @@ class _AsgiCheck(_Check):
         if started is not None:
             self.report_error(started)
         super().run(path)
+        if self.report.hangs:
+            return self.report
         self.request = "lifespan"
         ended = self.in_time(self.application.close)
-        if ended is not None and not self.hangs:
+        if ended is not None:
             self.tell(f"the app did not shut down: {ended}", "startup complete", severe=False)
         return self.report
 
@@ -605,7 +661,7 @@ class _AsgiCheck(_Check):
         thread.start()
         thread.join(LIMIT)
         if thread.is_alive():
-            return TimeoutError(f"it did not answer within {LIMIT:g} s")
+            return _Hangs(f"it did not end within {LIMIT:g} s")
         return errors[0] if errors else None
 
     def offer_unknown(self) -> None:
@@ -629,6 +685,7 @@ class _AsgiCheck(_Check):
     def ask(self, request: Request) -> Answer:
         answer = Answer()
         error = self.in_time(lambda: self.serve(request, answer))
+        answer.hangs = isinstance(error, _Hangs)
         answer.error = error
         return answer
 
@@ -675,13 +732,18 @@ class _AsgiCheck(_Check):
 
     def check_message(self, message: Mapping[str, Any]) -> None:
         kind = message.get("type")
-        if kind == "http.response.start":
+        if kind == "lifespan.shutdown.failed":
+            self.tell(f"the app failed to shut down: {message.get('message', '')}", "shutdown failed")
+        elif kind == "http.response.start":
+            self.status = str(message.get("status"))
             headers: Any = message.get("headers") or ()
             for header in headers if type(headers) in (list, tuple) else ():
                 self.check_header(header)
         elif kind == "http.response.body":
             body: Any = message.get("body", b"")
             more_body: Any = message.get("more_body", False)
+            if body:
+                self.check_body(self.status)
             if type(body) in (bytearray, memoryview):
                 self.tell(f"'http.response.body' got a {type(body).__name__} as body", "event", severe=False)
             if not isinstance(more_body, bool):
@@ -692,7 +754,7 @@ class _AsgiCheck(_Check):
             return  # the bridge says so
         name: bytes = header[0]
         if name != name.lower():
-            self.tell(f"'http.response.start' got the header name {name!r}", "lower-case")
+            self.tell(f"'http.response.start' got the header name {name!r}", "lower-case", False)
         elif name in HOP_BY_HOP:
             self.tell(
                 f"'http.response.start' got the header {name!r}, which is the server's", "transfer-encoding", False

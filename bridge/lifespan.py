@@ -143,7 +143,7 @@ class Lifespan:
         kind = message.get("type")
         next_stage = _NEXT_STAGE.get((self.stage, kind))
         if next_stage is None:
-            raise ProtocolError(f"send() in a lifespan got {shown(kind)} while {self.stage.name}")
+            raise ProtocolError(f"send() in a lifespan expected {_EXPECTED.get(self.stage, 'no message')}, got {shown(kind)}")
         self.message = str(message.get("message", "")) if str(kind).endswith(".failed") else ""
         self._enter(next_stage)
 
@@ -153,6 +153,12 @@ _NEXT_STAGE: dict[tuple[Stage, Any], Stage] = {
     (Stage.STARTING, "lifespan.startup.failed"): Stage.FAILED,
     (Stage.STOPPING, "lifespan.shutdown.complete"): Stage.STOPPED,
     (Stage.STOPPING, "lifespan.shutdown.failed"): Stage.STOPPED,
+}
+
+_EXPECTED = {
+    Stage.STARTING: "'lifespan.startup.complete' or 'lifespan.startup.failed'",
+    Stage.STARTED: "no message before the app has received 'lifespan.shutdown'",
+    Stage.STOPPING: "'lifespan.shutdown.complete' or 'lifespan.shutdown.failed'",
 }
 
 _LATE_STAGE = {Stage.STARTING: Stage.LATE, Stage.STOPPING: Stage.STOPPED}

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
 import textwrap
 import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fastapi
@@ -22,7 +26,6 @@ from bridge.kinds import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 TEXT = [("Content-Type", "text/plain")]
 BYTES = [(b"content-type", b"text/plain")]
@@ -72,7 +75,7 @@ def said(report: Report) -> str:
     return " ".join(report.text().split())
 
 
-@pytest.mark.parametrize("path", ["/", "/stream", "/empty", "/nowhere"])
+@pytest.mark.parametrize("path", ["/", "/stream", "/empty"])
 def test_a_right_wsgi_app_has_no_faults(path: str) -> None:
     report = check(flask_app(), Kind.WSGI, path)
     assert report.findings == {}
@@ -86,6 +89,47 @@ def test_a_right_asgi_app_has_no_faults(monkeypatch: pytest.MonkeyPatch, app: An
     report = check(app, Kind.ASGI, path)
     assert report.findings == {}
     assert len(report.answers) == 7
+
+
+def answers(status: str) -> Any:
+    """A WSGI app that has an answer to a POST, and to all else the one with this status."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response(status if environ["REQUEST_METHOD"] != "POST" else "200 OK", TEXT)
+        return [b"an answer"]
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("app", "kind", "words"),
+    [
+        (
+            answers("500 Internal Server Error"),
+            Kind.WSGI,
+            "No faults. But each GET of / was answered 500: only the app's own error page was checked.",
+        ),
+        (
+            answers("404 Not Found"),
+            Kind.WSGI,
+            "No faults. But each GET of / was answered 404: only the app's own error page was checked. Say --path, for a "
+            "page that is there.",
+        ),
+        (
+            Starlette(),
+            Kind.ASGI,
+            "No faults. But each GET of / was answered 404: only the app's own error page was checked. Say --path, for a "
+            "page that is there.",
+        ),
+        (answers("302 Found"), Kind.WSGI, "No faults."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_check_that_has_seen_nothing_but_error_pages_says_so(app: Any, kind: Kind, words: str) -> None:
+    report = check(app, kind)
+    assert report.findings == {}
+    last = report.text().rpartition("\n\n")[2]
+    assert last == words
 
 
 def test_an_app_may_read_its_whole_input_and_may_start_twice_for_an_error() -> None:
@@ -136,6 +180,10 @@ def raises(environ: Any, start_response: Any) -> Any:
     raise LookupError("no such table")
 
 
+def raises_a_timeout(environ: Any, start_response: Any) -> Any:
+    raise TimeoutError("no answer of the database")
+
+
 def raises_in_the_body(environ: Any, start_response: Any) -> Any:
     start_response("200 OK", TEXT)
     yield b"a"
@@ -169,6 +217,7 @@ class WrongLength(list[bytes]):
         (two_starts, "second start", "a second time without exc_info, with '404 Not Found'"),
         (two_starts_in_secret, "second start", "a second time"),
         (raises, "trapped", "raised LookupError: no such table ("),
+        (raises_a_timeout, "trapped", "raised TimeoutError: no answer of the database ("),
         (raises_in_the_body, "trapped", "raised LookupError: no such table ("),
         (closes_input, "input closed", "input.close() must not be called"),
         (goes_on_when_closed, "closed early", "generator ignored GeneratorExit"),
@@ -191,6 +240,8 @@ class WrongLength(list[bytes]):
         (wsgi_start(headers=[*TEXT, ("Content-Length", "3")]), "too long", "Content-Length is 3"),
         (wsgi_start(headers=[*TEXT, ("Content-Length", "9")]), "length", "Content-Length is 9"),
         (wsgi_start(headers=[*TEXT, ("Content-Length", "five")]), "length", "'five'"),
+        (wsgi_start(status="204 No Content", headers=[]), "no content", "the status 204, and a body"),
+        (wsgi_start(status="304 Not Modified", headers=[], body=iter([b"", b"a", b"b"])), "not modified", "status 304"),
         (wsgi_start(exc_info=None), "positional", "No keyword arguments allowed"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -250,6 +301,18 @@ async def refuses(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "lifespan.startup.failed", "message": "no database"})
 
 
+async def does_not_stop(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "http":
+        await speaks_http_to_all(scope, receive, send)
+    elif scope["type"] != "lifespan":
+        raise ValueError
+    else:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.failed", "message": "Traceback:\n  no database"})
+
+
 async def speaks_http_to_all(scope: Any, receive: Any, send: Any) -> None:
     await send(start())
     await send(body())
@@ -263,8 +326,10 @@ async def says_nothing_to_others(scope: Any, receive: Any, send: Any) -> None:
 @pytest.mark.parametrize(
     ("app", "rule", "words"),
     [
-        (asgi_messages(), "start first", "the app ended without a response"),
-        (asgi_messages(start()), "start first", "the app ended without a response"),
+        (asgi_messages(), "start first", "the app ended without sending a response"),
+        (asgi_messages(start()), "start first", "after 'http.response.start', without any 'http.response.body'"),
+        (asgi_messages(start(status=204), body()), "no content", "the status 204, and a body"),
+        (asgi_messages(start(status=304), body(more_body=True), body()), "not modified", "the status 304"),
         (asgi_messages(start(), body(more_body=True)), "not ended", "before it had sent its whole body"),
         (asgi_messages(body()), "start first", "expected 'http.response.start', got 'http.response.body'"),
         (asgi_messages(start(), start(), body()), "start first", "expected 'http.response.body', got"),
@@ -274,7 +339,6 @@ async def says_nothing_to_others(scope: Any, receive: Any, send: Any) -> None:
         (asgi_messages(start(headers=[("a", "b")]), body()), "event", "bytes as header name, got 'a'"),
         (asgi_messages(start(headers=[(b"a", b"b\r\n")]), body()), "event", "CR, LF or NUL"),
         (asgi_messages(start(headers={b"a": b"b"}), body()), "event", "(name, value) of bytes"),
-        (asgi_messages(start(headers=[(b"X-Upper", b"a")]), body()), "lower-case", "b'X-Upper'"),
         (asgi_messages(start(headers=[(b":status", b"200")]), body()), "pseudo header", "b':status'"),
         (asgi_messages(start(), body(body="hello")), "event", "expected bytes as body, got 'hello'"),
         (asgi_messages(start(), body(more_body=0)), "event", "got 0 as more_body"),
@@ -284,6 +348,7 @@ async def says_nothing_to_others(scope: Any, receive: Any, send: Any) -> None:
         (plain, "awaited", "the app returned None, which cannot be awaited"),
         (fails, "bubbled up", "raised LookupError: no such table ("),
         (refuses, "startup failed", "no database"),
+        (does_not_stop, "shutdown failed", "no database"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -301,6 +366,7 @@ def test_what_an_asgi_app_does_wrong_is_named(app: Any, rule: str, words: str) -
         (says_nothing_to_others, {"reject"}),
         (speaks_http_to_all, {"reject"}),
         (asgi_messages(start(headers=[(b"connection", b"close")]), body()), {"transfer-encoding"}),
+        (asgi_messages(start(headers=[(b"Content-Type", b"text/plain")]), body()), {"lower-case"}),  # as Django's
         (asgi_messages(start(), body(body=memoryview(b"hello"))), {"event"}),
     ],
 )
@@ -323,9 +389,16 @@ def test_a_wsgi_app_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         return [b""]
 
     report = check(app, Kind.WSGI)
-    assert [finding.what for finding in report.findings] == ["raised TimeoutError: it did not answer within 0.05 s"]
+    assert [finding.what for finding in report.findings] == ["the app did not answer within 0.05 s"]
     assert report.answers == [("GET /", "no answer")]
     go_on.set()
+
+
+def test_the_place_of_a_finding_is_told_and_its_lines_are_set_in() -> None:
+    text = check(does_not_stop, Kind.ASGI).text()
+    assert "1. In lifespan:\n   the app failed to shut down: Traceback:\n     no database\n   ASGI, Lifespan" in text
+    assert "1. In lifespan:\n   " in check(refuses, Kind.ASGI).text()
+    assert "1. In each request:\n" in check(raises, Kind.WSGI).text()
 
 
 def test_an_asgi_app_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,8 +412,50 @@ def test_an_asgi_app_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None
             await asyncio.sleep(0.01)
 
     report = check(app, Kind.ASGI)
-    assert [finding.what for finding in report.findings] == ["raised TimeoutError: it did not answer within 0.05 s"]
+    assert [finding.what for finding in report.findings] == ["the app did not answer within 0.05 s"]
     go_on.set()
+
+
+HANGING = """
+import sys, time
+from bridge import check
+from bridge.__main__ import main
+
+def wsgi(environ, start_response):
+    time.sleep(1000)
+
+async def asgi(scope, receive, send):
+    if scope["type"] != "http":
+        raise ValueError
+    time.sleep(1000)
+
+async def startup(scope, receive, send):
+    if scope["type"] != "lifespan":
+        raise ValueError
+    time.sleep(1000)
+
+check.LIMIT = 0.5
+sys.exit(main(["check", f"__main__:{sys.argv[1]}"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("app", "words"),
+    [
+        ("wsgi", "the app did not answer within 0.5 s"),
+        ("asgi", "the app did not answer within 0.5 s"),
+        ("startup", "the app did not answer lifespan.startup within 0.5 s"),
+    ],
+)
+def test_an_app_that_blocks_for_ever_does_not_hold_up_the_end(app: str, words: str) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(Path(check_module.__file__).parent.parent), "PYTHONASYNCIODEBUG": ""}
+    command = [sys.executable, "-c", HANGING, app]
+    start = time.monotonic()
+    done = subprocess.run(command, env=environ, capture_output=True, encoding="utf-8", timeout=50)
+    assert words in done.stdout
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.endswith("1 fault.\n")
+    assert time.monotonic() - start < 10
 
 
 # The command line

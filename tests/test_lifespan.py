@@ -171,3 +171,20 @@ def test_shutdown_is_not_heard_before_it_is_asked_for() -> None:
         assert stages == [Stage.STARTED, Stage.STOPPING, Stage.STOPPED]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("app", "words"),
+    [
+        (
+            sends("http.response.start"),
+            "expected 'lifespan.startup.complete' or 'lifespan.startup.failed', got 'http.response.start'",
+        ),
+        (sends(COMPLETE, "lifespan.nonsense"), "expected 'lifespan.shutdown.complete' or 'lifespan.shutdown.failed', got"),
+        (sends(COMPLETE, STOPPED, STOPPED), "expected no message, got 'lifespan.shutdown.complete'"),
+    ],
+)
+def test_a_message_out_of_order_is_told_with_what_was_expected(app: Any, words: str) -> None:
+    """[S1]"""
+    lifespan, _ = live(app)
+    assert words in str(lifespan.error)
