@@ -54,7 +54,7 @@ APP_HELP = "the app, by its module and its name there"
 
 
 class CommandError(BridgeError):
-    """Raised for what the user of the command line has to put right; from an error of the user's code, if it was one."""
+    """Raised for what the user of the command line has to put right; its cause, if any, is an error of their code."""
 
 
 class Address(NamedTuple):
@@ -99,6 +99,8 @@ def settle_kind(target: str, app: object, said: Kind | None) -> Kind:
 
 
 def factory_hint(app: object) -> str:
+    if inspect.iscoroutinefunction(app):
+        return ""  # a factory is called, and not awaited
     made = isinstance(app, type) or (callable(app) and takes_nothing(app))
     return ", or add --factory to have it called" if made else ""
 
@@ -160,6 +162,8 @@ def make_app(target: str, factory: object) -> object:
         raise CommandError(
             f"{target} is no factory: it has to be called without arguments, its signature is {signature}"
         )
+    if inspect.iscoroutinefunction(factory):
+        raise CommandError(f"{target} is no factory: it is async, so that to call it makes a coroutine")
     try:
         return factory()
     except Exception as exc:  # see import_module
@@ -176,7 +180,7 @@ def told(exc: BaseException) -> str:
 
 
 def told_whole(exc: BaseException) -> str:
-    """Tell an error of the user's code with its traceback, and those of the errors behind it; without frames of ours."""
+    """Tell an error of the user's code with its traceback, and those of errors behind it; without frames of ours."""
     whole = traceback.TracebackException.from_exception(exc)
     waiting: list[traceback.TracebackException | None] = [whole]
     while waiting:

@@ -1221,8 +1221,8 @@ def _client_left() -> ClientDisconnected:
 def _tells_of_leaving(error: BaseException | None) -> bool:
     """Whether an app's error only says that its client has left, or that it was cancelled for that.
 
-    Starlette raises a ClientDisconnect of its own while it handles ours. What else fails meanwhile, as a clean-up does, is
-    a mistake of the app's.
+    Starlette raises a ClientDisconnect of its own while it handles ours. What else fails meanwhile, as a clean-up does,
+    is a mistake of the app's.
     """
     while error is not None:
         if isinstance(error, ClientDisconnected) or is_cancellation(error):

@@ -471,8 +471,9 @@ class _WsgiCheck(_Check):
         return answer
 
     async def serve_in_time(self, application: WsgiToAsgi, request: Request, answer: Answer) -> None:
+        limit = asyncio.timeout(LIMIT)
         try:
-            async with asyncio.timeout(LIMIT) as limit:
+            async with limit:
                 await self.serve(application, request, answer)
         except TimeoutError:
             answer.hangs = limit.expired()
@@ -508,7 +509,7 @@ class _WsgiCheck(_Check):
                 args = (args[0], self.check_headers(args[0], args[1]), *args[2:])
             try:
                 write = start_response(*args, **kwargs)
-                statuses.append(args[0])
+                statuses.extend(map(str, args[:1]))
                 return write
             except (AssertionError, BridgeError, ValueError) as error:  # the app may catch it
                 self.report_error(error)

@@ -144,18 +144,25 @@ def what_is_wrong(app: object) -> tuple[str, str]:
         module, _, name = app.partition(":")
         return "is a string", f"the app itself, as in: from {module or 'module'} import {name or 'app'}"
     if isinstance(app, ModuleType):
-        return "is a module", f"the app in it, {app.__name__.rpartition('.')[2]}.{_find_app(app)}"
+        name = _find_app(app)
+        module = app.__name__.rpartition(".")[2]
+        return "is a module", f"the app in it, {module}.{name}" if name else "the app in it"
     if inspect.iscoroutine(app):
         app.close()  # or Python warns that it was never awaited
-        return "is a coroutine, which is what an async function returns", f"the function itself, {app.__name__}"
+        # A function with fewer parameters than an app is one that makes an app.
+        is_app = app.cr_code.co_argcount > 1
+        meant = f"the function itself, {app.__name__}" if is_app else "what it gives when it is awaited"
+        return "is a coroutine, which is what an async function returns", meant
     if isinstance(app, type):
-        return "is a class", f"an instance of it, {app.__name__}(...)"
+        return _what_is_wrong_with_class(app)
     call = _call_of(app) if callable(app) else None
     if call is None:
         return "cannot be called", ""
-    name = getattr(app, "__name__", "app")
+    name = _ask(app, "__name__", "app")
     if inspect.isasyncgenfunction(call.function):
         return "is async and yields, as no app does", ""
+    if call.takes(0) and inspect.iscoroutinefunction(call.function):
+        return "is async and takes no arguments", f"what it gives when it is awaited: asyncio.run({name}())"
     if call.takes(0):
         return "takes no arguments", f"what it makes, {name}()"
     if call.takes(1):
@@ -166,16 +173,52 @@ def what_is_wrong(app: object) -> tuple[str, str]:
     return f"takes {signature}: a WSGI app takes (environ, start_response), an ASGI app (scope, receive, send)", ""
 
 
+def _what_is_wrong_with_class(app: type) -> tuple[str, str]:
+    if _call_of_instances(app) is None:
+        return "is a class, and what it makes cannot be called", ""
+    if _is_asgi2(app):
+        return "is an ASGI 2 app", f"asgiref.compatibility.double_to_single_callable({app.__name__})"
+    return "is a class", f"an instance of it, {app.__name__}(...)"
+
+
+def _is_asgi2(app: type) -> bool:
+    """Whether a class is an ASGI 2 app: made of a scope, and called with receive and send."""
+    init, call = inspect.getattr_static(app, "__init__"), _call_of_instances(app)
+    return (
+        _is_plain(init)
+        and _is_plain(call)
+        and inspect.iscoroutinefunction(call)
+        and _Call(init, 1, {}).takes(1)
+        and _Call(call, 1, {}).takes(2)
+    )
+
+
+def _call_of_instances(app: type) -> object:
+    """What runs when an instance is called; not what runs when the class is, which is its own class's."""
+    return next((vars(base)["__call__"] for base in app.__mro__ if "__call__" in vars(base)), None)
+
+
+def _kinds_of_instances(app: type) -> frozenset[Kind]:
+    """The kinds that what a class makes may be; both where nothing tells."""
+    call = _call_of_instances(app)
+    if not _is_plain(call):
+        return _BOTH
+    kinds = frozenset(kind for kind, count in _ARGUMENTS.items() if _Call(call, 1, {}).takes(count))
+    return kinds - {Kind.WSGI} if inspect.iscoroutinefunction(call) else kinds
+
+
 def _find_app(module: ModuleType) -> str:
-    """What an app in a module is called, as far as that can be told."""
+    """What an app in a module is called, as far as that can be told; empty where nothing looks like one."""
     things = vars(module)
     usual = [name for name in USUAL_NAMES if callable(things.get(name))]
     others = [
         name
         for name, thing in things.items()
-        if not name.startswith("_") and not isinstance(thing, type) and len(possible_kinds(thing)) == 1
+        if not (name.startswith("_") or isinstance(thing, type))
+        and len(possible_kinds(thing)) == 1
+        and _first_parameter(thing) in _NAMES  # many a function takes two or three arguments
     ]
-    return [*usual, *others, "app"][0]
+    return [*usual, *others, ""][0]
 
 
 def check_app(app: object, kind: Kind) -> None:
@@ -194,6 +237,13 @@ def check_app(app: object, kind: Kind) -> None:
             f"{wrapper} expected {expected}, got {got}, {describe(app)}: "
             f"write {other}(app) for {other_server}; {server} runs it as it is"
         )
+    if isinstance(app, type) and len(made := _kinds_of_instances(app)) == 1 and kind not in made:
+        other, got, other_server = _WORDS[next(iter(made))]
+        made_so = f"{app.__name__}(...)"
+        raise TypeError(
+            f"{wrapper} expected {expected}, got {describe(app)}, which is a class that makes {got}: "
+            f"write {other}({made_so}) for {other_server}; {server} runs {made_so} as it is"
+        )
     wrong, meant = what_is_wrong(app)
     text = f"{wrapper} expected {expected}, got {describe(app)}, which {wrong}"
     raise TypeError(f"{text}; give it {meant}" if meant else text)
@@ -210,7 +260,16 @@ def describe(app: object) -> str:
     """Name an object in a message: its qualified name, or what it shows of itself; never a whole long repr."""
     while isinstance(app, functools.partial):
         app = app.func
-    name = getattr(app, "__qualname__", None)
-    if isinstance(name, str):
-        return f"{getattr(app, '__module__', None) or '?'}.{name}"
-    return shown(app)
+    name = _ask(app, "__qualname__", None)
+    if not isinstance(name, str):
+        return shown(app)
+    module = _ask(app, "__module__", None)
+    return f"{module}.{name}" if module else name
+
+
+def _ask(app: object, name: str, otherwise: Any) -> Any:
+    """An attribute of an object, which may raise whatever it likes when it is asked."""
+    try:
+        return getattr(app, name, otherwise)
+    except Exception:
+        return otherwise

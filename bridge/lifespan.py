@@ -143,7 +143,9 @@ class Lifespan:
         kind = message.get("type")
         next_stage = _NEXT_STAGE.get((self.stage, kind))
         if next_stage is None:
-            raise ProtocolError(f"send() in a lifespan expected {_EXPECTED.get(self.stage, 'no message')}, got {shown(kind)}")
+            raise ProtocolError(
+                f"send() in a lifespan expected {_EXPECTED.get(self.stage, 'no message')}, got {shown(kind)}"
+            )
         self.message = str(message.get("message", "")) if str(kind).endswith(".failed") else ""
         self._enter(next_stage)
 

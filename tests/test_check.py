@@ -112,14 +112,14 @@ def answers(status: str) -> Any:
         (
             answers("404 Not Found"),
             Kind.WSGI,
-            "No faults. But each GET of / was answered 404: only the app's own error page was checked. Say --path, for a "
-            "page that is there.",
+            "No faults. But each GET of / was answered 404: only the app's own error page was checked. Say --path, for "
+            "a page that is there.",
         ),
         (
             Starlette(),
             Kind.ASGI,
-            "No faults. But each GET of / was answered 404: only the app's own error page was checked. Say --path, for a "
-            "page that is there.",
+            "No faults. But each GET of / was answered 404: only the app's own error page was checked. Say --path, for "
+            "a page that is there.",
         ),
         (answers("302 Found"), Kind.WSGI, "No faults."),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import posixpath
 import types
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -155,6 +156,12 @@ class Asgi2:
     async def __call__(self, receive: Any, send: Any) -> None: ...
 
 
+class Nothing: ...
+
+
+async def make_async() -> Any: ...
+
+
 async def asgi_with_environ(environ: Any, start_response: Any) -> None: ...
 
 
@@ -286,6 +293,8 @@ def test_the_possible_kinds_are_told_apart(app: object, kinds: set[Kind]) -> Non
 
 SHOP = types.ModuleType("shop.main")
 SHOP.__dict__.update(helper=max, Flask=flask.Flask, site=flask.Flask("site"))
+SHOP_WITH_FUNCTION = types.ModuleType("shop")
+SHOP_WITH_FUNCTION.__dict__.update(join=posixpath.samefile, wsgi=wsgi)
 SHOP_WITH_APP = types.ModuleType("shop")
 SHOP_WITH_APP.__dict__["app"] = flask.Flask("app")
 
@@ -314,7 +323,21 @@ SHOP_WITH_APP.__dict__["app"] = flask.Flask("app")
         (WsgiClass, Kind.ASGI, "got a WSGI app, tests.test_kinds.WsgiClass"),
         (flask.Flask, Kind.WSGI, "got flask.app.Flask, which is a class; give it an instance of it, Flask(...)"),
         (fastapi.FastAPI, Kind.ASGI, "which is a class; give it an instance of it, FastAPI(...)"),
-        (Asgi2, Kind.ASGI, "which is a class; give it an instance of it, Asgi2(...)"),
+        (
+            fastapi.FastAPI,
+            Kind.WSGI,
+            "got fastapi.applications.FastAPI, which is a class that makes an ASGI app: write AsgiToWsgi(FastAPI(...)) "
+            "for a WSGI server; an ASGI server runs FastAPI(...) as it is",
+        ),
+        (flask.Flask, Kind.ASGI, "which is a class that makes a WSGI app: write WsgiToAsgi(Flask(...)) for an ASGI "),
+        (WsgiToAsgi, Kind.WSGI, "which is a class that makes an ASGI app: write AsgiToWsgi(WsgiToAsgi(...))"),
+        (Nothing, Kind.ASGI, "which is a class, and what it makes cannot be called"),
+        (Asgi2, Kind.ASGI, "which is an ASGI 2 app; give it asgiref.compatibility.double_to_single_callable(Asgi2)"),
+        (
+            make_async,
+            Kind.ASGI,
+            "is async and takes no arguments; give it what it gives when it is awaited: asyncio.run(",
+        ),
         (
             "shop.main:site",
             Kind.WSGI,
@@ -323,6 +346,8 @@ SHOP_WITH_APP.__dict__["app"] = flask.Flask("app")
         ("site", Kind.ASGI, "which is a string; give it the app itself, as in: from site import app"),
         (SHOP, Kind.WSGI, "which is a module; give it the app in it, main.site"),
         (SHOP_WITH_APP, Kind.ASGI, "which is a module; give it the app in it, shop.app"),
+        (SHOP_WITH_FUNCTION, Kind.WSGI, "which is a module; give it the app in it, shop.wsgi"),
+        (posixpath, Kind.WSGI, "which is a module; give it the app in it"),
         (lambda: None, Kind.WSGI, "which takes no arguments; give it what it makes, <lambda>()"),
         (
             Asgi2.__init__.__get__(object.__new__(Asgi2)),
@@ -343,6 +368,24 @@ def test_what_is_wrapped_wrongly_is_refused_with_what_to_write_instead(app: Any,
     with pytest.raises(TypeError) as caught:
         wrapper(app)
     assert words in str(caught.value)
+    assert app is not posixpath or str(caught.value).endswith(words)
+
+
+class RaisesWhenAsked:
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("no app context")
+
+    def __call__(self, environ: Any, start_response: Any) -> Any: ...
+
+
+def test_an_object_that_raises_when_it_is_asked_is_refused_all_the_same() -> None:
+    with pytest.raises(TypeError, match=r"got a WSGI app, <tests\.test_kinds\.RaisesWhenAsked object at "):
+        check_app(RaisesWhenAsked(), Kind.ASGI)
+
+
+def test_a_coroutine_of_a_factory_is_no_app() -> None:
+    with pytest.raises(TypeError, match=r"got make_async, which .*; give it what it gives when it is awaited$"):
+        check_app(make_async(), Kind.ASGI)
 
 
 def test_a_coroutine_is_no_app_and_is_not_left_unawaited() -> None:

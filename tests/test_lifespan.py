@@ -180,7 +180,10 @@ def test_shutdown_is_not_heard_before_it_is_asked_for() -> None:
             sends("http.response.start"),
             "expected 'lifespan.startup.complete' or 'lifespan.startup.failed', got 'http.response.start'",
         ),
-        (sends(COMPLETE, "lifespan.nonsense"), "expected 'lifespan.shutdown.complete' or 'lifespan.shutdown.failed', got"),
+        (
+            sends(COMPLETE, "lifespan.nonsense"),
+            "expected 'lifespan.shutdown.complete' or 'lifespan.shutdown.failed', got",
+        ),
         (sends(COMPLETE, STOPPED, STOPPED), "expected no message, got 'lifespan.shutdown.complete'"),
     ],
 )

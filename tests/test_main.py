@@ -96,6 +96,9 @@ def application(environ, start_response):
 def make():
     return application
 
+async def make_async():
+    return application
+
 def fail():
     raise RuntimeError("no database")
 
@@ -191,6 +194,13 @@ except Exception as error:
         ),
         ("shop_syntax:app", False, "shop_syntax cannot be imported: SyntaxError: "),
         ("shop_zero:app", False, "shop_zero cannot be imported: ZeroDivisionError: division by zero ("),
+        (
+            "shop_main:make_async",
+            False,
+            "shop_main.make_async is no app: it is async and takes no arguments; name what it gives when it is "
+            "awaited: asyncio.run(make_async())",
+        ),
+        ("shop_main:make_async", True, "shop_main:make_async is no factory: it is async"),
         ("shop_main:text", True, "shop_main:text is no factory: it cannot be called"),
         ("shop_main:fail", True, "shop_main:fail made no app: RuntimeError: no database ("),
         ("shop_main:application", True, "shop_main:application is no factory: it has to be called without arguments"),
