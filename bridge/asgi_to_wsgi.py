@@ -134,7 +134,7 @@ class AsgiToWsgi:
         startup_timeout: Seconds that the app may take to start; None: as many as it likes.
 
     Raises:
-        TypeError: It is no ASGI app for sure: a WSGI app, a class, a module, a string...
+        TypeError: It is no ASGI app for sure: a WSGI app, a class, a module, a string... Or an option's type is wrong.
         ValueError: ``loop`` or ``lifespan`` is none of these words, or ``startup_timeout`` no positive number.
     """
 
@@ -152,8 +152,15 @@ class AsgiToWsgi:
             raise ValueError(f"loop expected 'auto', 'shared' or 'request', got {loop!r}")
         if lifespan not in ("auto", "on", "off"):
             raise ValueError(f"lifespan expected 'auto', 'on' or 'off', got {lifespan!r}")
+        if startup_timeout is not None and not isinstance(startup_timeout, (int, float)):
+            raise TypeError(f"startup_timeout expected a number of seconds, or None, got {shown(startup_timeout)}")
         if startup_timeout is not None and not 0 < startup_timeout < math.inf:
             raise ValueError(f"startup_timeout expected seconds, more than 0, or None, got {startup_timeout!r}")
+        if not callable(loop_factory):
+            raise TypeError(
+                "loop_factory expected a function that makes event loops, as uvloop.new_event_loop does, "
+                f"got {shown(loop_factory)}"
+            )
         self.app = app
         self._life = Life(loop, loop_factory, lifespan, startup_timeout)
         self._guest_lives: dict[object, GuestLife] = {}  # by the loops that lie outside

@@ -135,7 +135,8 @@ class WsgiToAsgi:
             The mapping that it yields, if any, is the app's in ``environ["asgi.scope"]["state"]``.
 
     Raises:
-        TypeError: It is no WSGI app for sure: an ASGI app, a class, a module, a string...
+        TypeError: It is no WSGI app for sure: an ASGI app, a class, a module, a string... Or an option's type is wrong.
+        ValueError: ``threads`` is less than 1, or ``streams`` less than 0.
     """
 
     def __init__(
@@ -147,8 +148,13 @@ class WsgiToAsgi:
         lifespan: LifespanFactory | None = None,
     ) -> None:
         check_app(app, Kind.WSGI)
-        if threads < 1 or streams < 0:
-            raise ValueError(f"expected threads >= 1 and streams >= 0, got {threads} and {streams}")
+        for name, count, least in ("threads", threads, 1), ("streams", streams, 0):
+            if not isinstance(count, int):
+                raise TypeError(f"{name} expected a whole number, got {shown(count)}")
+            if count < least:
+                raise ValueError(f"{name} expected {least} or more, got {count}")
+        if lifespan is not None and not callable(lifespan):
+            raise TypeError(f"lifespan expected a function that gives an async context manager, got {shown(lifespan)}")
         self.app = app
         self._workers = Workers(threads, streams)
         self._lifespan = lifespan

@@ -1776,12 +1776,18 @@ def test_a_signals_exit_in_the_middle_of_the_loop_ends_the_server_and_leaves_the
         ({"lifespan": "yes"}, ValueError),
         ({"startup_timeout": 0}, ValueError),
         ({"startup_timeout": float("nan")}, ValueError),
+        ({"startup_timeout": "5"}, TypeError),
+        ({"loop_factory": "uvloop"}, TypeError),
+        ({"loop_factory": 3}, TypeError),
+        ({"loop_factory": None}, TypeError),
+        ({"loop": ["auto"]}, ValueError),
         ({"app": None}, TypeError),
     ],
 )
 def test_wrong_options_are_told_at_once(options: dict[str, Any], error: type[Exception]) -> None:
     """[S1]"""
-    with pytest.raises(error, match="expected"):
+    *_, name = options
+    with pytest.raises(error, match=rf"{name if name != 'app' else 'AsgiToWsgi'} expected .*, got "):
         AsgiToWsgi(**{"app": hello, **options})
 
 

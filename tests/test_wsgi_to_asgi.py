@@ -490,3 +490,25 @@ async def test_write_comes_before_the_blocks() -> None:
     exchange = await serve(app)
     assert b"".join(exchange.blocks) == b"abcdef"
     assert exchange.complete
+
+
+# A wrapper by itself --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("threads", 0, ValueError),
+        ("threads", "4", TypeError),
+        ("threads", None, TypeError),
+        ("threads", 1.5, TypeError),
+        ("streams", -1, ValueError),
+        ("streams", "1000", TypeError),
+        ("lifespan", "on", TypeError),
+    ],
+)
+def test_wrong_options_are_told_at_once(option: str, value: object, error: type[Exception]) -> None:
+    """[S1]"""
+    options: dict[str, Any] = {option: value}
+    with pytest.raises(error, match=f"^{option} expected .*, got {value!r}$"):
+        WsgiToAsgi(hello, **options)
