@@ -30,6 +30,8 @@ SEED = 20_240_615
 REQUESTS = int(os.environ.get("BRIDGE_STRESS", "1250"))
 """In each of the sixteen cases: 20,000 in all. A release is worth BRIDGE_STRESS=20000, ten minutes."""
 
+pytestmark = pytest.mark.usefixtures("loops_as_in_production")
+
 
 class Boom(Exception):
     """An app's own mistake."""

@@ -23,6 +23,8 @@ from tests.wsgi_apps import Body, Environ, StartResponse
 
 LONG = [(b"content-length", b"1000000")]
 
+pytestmark = pytest.mark.usefixtures("loops_as_in_production")
+
 
 class Held:
     """An app that can be held in any step of a request, and notes how it goes on.
