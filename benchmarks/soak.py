@@ -273,8 +273,9 @@ class Server:
         if how == "HUP":
             self.process.send_signal(signal.SIGHUP)
         else:
-            workers = {rng.choice(sorted(workers))}
-            os.kill(*workers, signal.SIGKILL)
+            victim = rng.choice(sorted(workers))
+            workers = {victim}
+            os.kill(victim, signal.SIGKILL)
         self.census(doomed=workers)
 
     def connect(self) -> socket.socket:

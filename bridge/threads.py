@@ -644,7 +644,7 @@ def _mend_sockets() -> None:
     but there may be many on one descriptor.
     """
     gevent_socket: Any = importlib.import_module("gevent._socketcommon")
-    kind = getattr(gevent_socket, "SocketMixin", None)
+    kind: Any = getattr(gevent_socket, "SocketMixin", None)
     wait, drop = getattr(kind, "_wait", None), getattr(kind, "_drop_events_and_close", None)
     if wait is None or drop is None or wait.__module__ == __name__:  # unknown; or they have been mended
         return

@@ -554,12 +554,15 @@ async def echo_by_asyncio():
     process = await asyncio.create_subprocess_exec("echo", "hi", stdout=subprocess.PIPE)
     return (await process.communicate())[0]
 
+async def echo_in_a_thread():
+    return await asyncio.to_thread(echo)
+
 def leave():
     os._exit(3)
 
 @app.get("/processes")
 async def processes():
-    texts = await asyncio.gather(*(way() for _ in range(10) for way in (echo_by_asyncio, lambda: asyncio.to_thread(echo))))
+    texts = await asyncio.gather(*(way() for _ in range(10) for way in (echo_by_asyncio, echo_in_a_thread)))
     texts += [echo() for _ in range(10)]
     assert texts == [b"hi\\n"] * 30, texts
     for _ in range(10):

@@ -55,7 +55,11 @@ def test_the_servers_own_keys_are_all_but_the_request() -> None:
 
 def test_what_was_noted_of_the_request_as_it_was_outside_is_not_handed_on() -> None:
     """[C1] What WSGI middleware has said to the app is."""
-    said = {"webob.adhoc_attrs": {"user": "me"}, "bottle.request.ext.user": "me", "wsgiorg.routing_args": ((), {})}
+    said: dict[str, object] = {
+        "webob.adhoc_attrs": {"user": "me"},
+        "bottle.request.ext.user": "me",
+        "wsgiorg.routing_args": ((), {}),
+    }
     noted: dict[str, object] = dict.fromkeys(
         "webob.is_body_seekable webob._parsed_post_vars webob._body_file bottle.request bottle.request.body "
         "bottle.request.readonly werkzeug.request".split(),
