@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -385,15 +386,17 @@ def call(func: Callable[[], T], timeout: float = -1) -> T | None:
 
 def make_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
     """Make an event loop for real threads to run."""
-    if "gevent.monkey" not in sys.modules:
+    if "gevent" not in sys.modules:
         return factory()
+    monkey = sys.modules.get("gevent.monkey")
     if is_patched():
         _settle()
         _Thread.start = _start_beside_greenlets
         _mend_libraries()
-    elif sys.modules["gevent.monkey"].is_module_patched("queue"):
+    elif monkey is not None and monkey.is_module_patched("queue"):
         # Real threads wait in queues: gevent's wait in a hub, of which such a thread has nothing to expect.
         _give_queues(_original("queue", "SimpleQueue"))
+    _mend_asgiref()
     with _real_for_loops():  # what is patched may be these alone
         return factory()
 
@@ -481,8 +484,8 @@ def _real_for_loops() -> Generator[None, None, None]:
 def _mend_libraries() -> None:
     """Let the libraries that run an app's synchronous code do so between a real thread and greenlets.
 
-    They hand work over by queues, see `_mend_queues`. What the libraries note for each thread must be noted for each
-    greenlet, and what waits for work must wait in the hub, also where they were imported before the patch.
+    What they note for each thread must be noted for each greenlet, and what waits for work must wait in the hub, also
+    where they were imported before the patch.
     """
     global _warned
     version = sys.modules["gevent"].__version__.split(".")
@@ -493,14 +496,23 @@ def _mend_libraries() -> None:
     _mend_children()
     _mend_sockets()
     anyio_backend = _give_queues(queue.SimpleQueue)
-    if type(SyncToAsync.threadlocal) is _Local:
-        SyncToAsync.threadlocal = threading.local()
-        SyncToAsync.single_thread_executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     if type(anyio_backend.threadlocals) is _Local:
         local = threading.local()
         for module in [module for name, module in list(sys.modules.items()) if name.startswith("anyio.")]:
             if hasattr(module, "threadlocals"):
                 module.threadlocals = local  # type: ignore[attr-defined]
+
+
+def _mend_asgiref() -> None:
+    """Let asgiref note for each greenlet what it notes for each thread, as the loop that async_to_sync returns to.
+
+    Greenlets share a thread also where nothing is patched: one that waits in the middle of a request left its loop to
+    those of other requests.
+    """
+    if type(SyncToAsync.threadlocal) is _Local:
+        SyncToAsync.threadlocal = importlib.import_module("gevent.local").local()
+        if is_patched():
+            SyncToAsync.single_thread_executor = ThreadPoolExecutor(max_workers=1)
 
 
 def _mend_queues() -> None:
@@ -540,14 +552,23 @@ def _give_queues(simple: Any) -> Any:
     Returns:
         anyio's module that runs threads.
     """
-    queues = types.SimpleNamespace(**vars(queue))
-    queues.Queue = _original("queue", "Queue")
-    queues.SimpleQueue = simple
     anyio_backend: Any = importlib.import_module("anyio._backends._asyncio")
-    anyio_backend.Queue = queues.Queue
     futures: Any = concurrent.futures.thread
-    futures.queue = queues
+    if futures.queue is queue:
+        queues = types.SimpleNamespace(**vars(queue))
+        queues.Queue = _original("queue", "Queue")
+        queues.SimpleQueue = simple
+        anyio_backend.Queue = queues.Queue
+        futures.queue = queues
+        for executor in _instances(ThreadPoolExecutor):  # made at import, as asgiref's
+            if not executor._threads and executor._work_queue.empty():
+                executor._work_queue = simple()
     return anyio_backend
+
+
+def _instances(kind: type[Any]) -> list[Any]:
+    """All objects of a class; by their true class, since some claim another one when they are asked."""
+    return [each for each in gc.get_objects() if issubclass(type(each), kind)]
 
 
 def _start_beside_greenlets(thread: threading.Thread) -> None:
@@ -573,8 +594,7 @@ def _lives(hub: Any) -> bool:
 
 def _main_hub() -> Any:
     """The hub of the main thread, whichever thread asks; None if there is none."""
-    kind = sys.modules["gevent.hub"].Hub
-    hubs = [each for each in gc.get_objects() if issubclass(type(each), kind)]  # gevent finds them so, too
+    hubs = _instances(sys.modules["gevent.hub"].Hub)  # gevent finds them so, too
     return next((hub for hub in hubs if hub.loop is not None and hub.loop.default and _lives(hub)), None)
 
 

@@ -482,6 +482,7 @@ async def serve():
 app.get("/serve")(serve)
 get_together("/together/a/20", 20)
 get_together("/serve", 3)
+assert '"async_to_sync":true,"from_thread":true' in get("/threads")
 for _ in range(2):
     get_together("/sync-together/b/1", 3)
     gevent.sleep(0.01)
@@ -516,8 +517,14 @@ def hand(kind):
         thread.join()
     return run
 
-for kind in (queue.Queue, queue.LifoQueue, queue.PriorityQueue, queue.SimpleQueue):
-    app.get(f"/hand/{kind.__name__}")(hand(lambda name=kind.__name__: getattr(queue, name)()))
+@app.get("/executor")
+async def run_in_executor():
+    return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(executor, in_sync_code), 10)
+
+assert get("/executor") == "200 null"
+
+for kind in ("Queue", "LifoQueue", "PriorityQueue", "SimpleQueue"):
+    app.get(f"/hand/{kind}")(hand(lambda kind=kind: getattr(queue, kind)()))
 app.get("/hand/simple")(hand(lambda: by_name.SimpleQueue()))
 app.get("/hand/lifo")(hand(lambda: by_name.LifoQueue()))
 for kind in ("Queue", "LifoQueue", "PriorityQueue", "SimpleQueue", "simple", "lifo"):
@@ -534,7 +541,8 @@ def test_queues_hand_things_over_between_the_loop_and_greenlets(patch: str, tmp_
     run(
         f"import sys; sys.path.append({str(tmp_path)!r})\n"
         f"import gevent.monkey; gevent.monkey.{patch}\n"
-        "import queue, by_name, from_gevent\n" + APP + DRIVER + HANDED
+        "import concurrent.futures, queue, by_name, from_gevent\n"
+        "executor = concurrent.futures.ThreadPoolExecutor(1)\n" + APP + DRIVER + HANDED
     )
 
 
@@ -790,5 +798,51 @@ for descriptor in descriptors:
         continue
     raise AssertionError("it is open")
 gc.collect()
+"""
+    )
+
+
+@pytest.mark.parametrize("patch", ["", PATCH], ids=["unpatched", "patched"])
+def test_a_wsgi_app_inside_keeps_its_loop_for_asgiref_from_other_greenlets(patch: str) -> None:
+    """[C1] [A23] Also where they share its thread: each request returns to its own, and the others to none."""
+    run(
+        patch
+        + """
+import asyncio
+import gevent
+from asgiref.sync import SyncToAsync, async_to_sync
+from bridge import AsgiToWsgi, WsgiToAsgi
+
+def shown():
+    return getattr(SyncToAsync.threadlocal, "main_event_loop", None)
+
+async def native():
+    return asyncio.get_running_loop()
+
+began, others = [], []
+
+def inner(environ, start_response):
+    own = shown()
+    assert own is not None
+    running = async_to_sync(native)()
+    began.append(own)
+    while len(began) < 3:
+        gevent.sleep(0.01)
+    assert shown() is own
+    others.append(own)
+    gevent.sleep(0.03 if len(others) == 1 else 0.01)
+    assert shown() is own and async_to_sync(native)() is running
+    start_response("200 OK", [])
+    return [b"null"]
+
+async def app(scope, receive, send):
+    await WsgiToAsgi(inner)(scope, receive, send)
+"""
+        + DRIVER.replace("AsgiToWsgi(app)", "AsgiToWsgi(app, lifespan='off')")
+        + """
+beside = gevent.spawn(lambda: [(gevent.sleep(0.005), shown())[1] for _ in range(20)])
+get_together("/", 3)
+assert set(beside.get()) == {None}
+assert shown() is None
 """
     )
