@@ -57,11 +57,11 @@ class Table:
         cells = [value for name, value in properties if name == "cell"]
         if report.when != "call" or not cells or not report.passed:
             return
-        (cell,) = cells
-        row = self._row(cell.server)
-        if not cell.app.startswith("bare_"):
-            self.apps.setdefault(row, set()).add(framework(cell.app))
-        self.kinds[row] = cell.wrapper
+        ((app, wrapper, server),) = cells
+        row = self._row(server)
+        if not app.startswith("bare_"):
+            self.apps.setdefault(row, set()).add(framework(app))
+        self.kinds[row] = wrapper
         limited = any(name == "limit" for name, _ in properties)
         self.outcomes.setdefault((row, column_of(report.nodeid)), set()).add(NOT_NATIVELY if limited else WORKS)
 
