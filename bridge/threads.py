@@ -307,7 +307,7 @@ class _GreenletLock:
 # workers, too. So our threads block these signals there, as uWSGI's do, and processes that the app starts in them begin
 # with them blocked, as in uWSGI's. Threads of the app's own are spared when the exit has come as far as to us.
 
-_ENDS = {number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None}
+_ENDS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
 
 
 def spare_exit() -> None:
