@@ -1292,13 +1292,15 @@ def _has_left(sock: socket.socket) -> bool:
     A peer that has only ended its sending counts as gone, as it does for most servers.
     """
     try:
-        if hasattr(select, "POLLRDHUP"):  # Linux: behind unread data, and under TLS, as well
-            assert threads.poll is not None
-            poll = threads.poll()
-            poll.register(sock.fileno(), select.POLLRDHUP)
-            return bool(poll.poll(0))
-        if isinstance(sock, ssl.SSLSocket) or not select.select([sock], [], [], 0)[0]:
+        hang_up = getattr(select, "POLLRDHUP", 0)  # Linux: behind unread data, and under TLS, as well
+        if isinstance(sock, ssl.SSLSocket) and not hang_up:
             return False
-        return not sock.recv(1, socket.MSG_PEEK)
+        if threads.poll is None:  # Windows
+            is_ready = bool(select.select([sock], [], [], 0)[0])
+        else:  # select() takes no descriptor above 1023
+            poll = threads.poll()
+            poll.register(sock.fileno(), hang_up or select.POLLIN)
+            is_ready = bool(poll.poll(0))
+        return is_ready and (bool(hang_up) or not sock.recv(1, socket.MSG_PEEK))
     except (OSError, ValueError):  # reset, or closed by the server
         return True

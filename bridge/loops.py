@@ -554,12 +554,12 @@ class TurnedLoop:
         native: Any = self.native
         if len(getattr(native, "_scheduled", ())) > getattr(native, "_timer_cancelled_count", 0):
             return True
-        selector = getattr(native, "_selector", None)
-        if selector is None or len(selector.get_map()) == 1:  # what wakes the loop itself
+        get_map = getattr(getattr(native, "_selector", None), "get_map", None)  # the proactor of Windows has none
+        if get_map is None or len(get_map()) == 1:  # what wakes the loop itself
             return False
         # Open connections are left to their pools: they work, as long as the next request happens to have this loop.
         connections = getattr(native, "_transports", ())
-        return sum(descriptor not in connections for descriptor in selector.get_map()) > 1
+        return sum(descriptor not in connections for descriptor in get_map()) > 1
 
     async def _clear(self, ready: bool) -> bool:
         if ready:

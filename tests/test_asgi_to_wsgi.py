@@ -9,6 +9,7 @@ import gc
 import os
 import re
 import select
+import socket
 import subprocess
 import sys
 import textwrap
@@ -985,9 +986,12 @@ def test_the_socket_of_another_protocol_is_not_looked_at(wrap: Wrap) -> None:
         assert run(wrap(app), environ).body == b"hello"
 
 
-def test_without_poll_a_peek_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """[A11] Where the system cannot tell of a closed end behind unread data."""
+@pytest.mark.parametrize("system", ["macOS", "Windows"])
+def test_where_the_system_does_not_tell_a_peek_does(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A11] Of a closed end behind unread data macOS tells nothing, and Windows has no poll at all."""
     monkeypatch.delattr(select, "POLLRDHUP")
+    if system == "Windows":
+        monkeypatch.setattr(bridge.threads, "poll", None)
     has_left = bridge.asgi_to_wsgi._has_left
     with client_socket() as (client, server):
         assert not has_left(server)
@@ -997,6 +1001,20 @@ def test_without_poll_a_peek_tells(monkeypatch: pytest.MonkeyPatch) -> None:
         client.close()
         assert has_left(server)
     assert has_left(server)
+
+
+def test_a_client_is_still_there_whose_descriptor_is_high(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A11] select() takes none above 1023."""
+    fcntl, resource = pytest.importorskip("fcntl"), pytest.importorskip("resource")
+    monkeypatch.delattr(select, "POLLRDHUP")
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft <= 1100:
+        pytest.skip(f"no more than {soft} descriptors")
+    with client_socket() as (_, server):
+        high = socket.socket(fileno=fcntl.fcntl(server, fcntl.F_DUPFD_CLOEXEC, 1100))
+        with high:
+            assert high.fileno() >= 1100
+            assert not bridge.asgi_to_wsgi._has_left(high)
 
 
 # -- Extensions --------------------------------------------------------------------------------------------------------
