@@ -377,12 +377,12 @@ def _until_empty(requests: set[Request], timeout: float) -> Iterator[None]:
     """
     began = time.monotonic()
     told = False
-    while requests and time.monotonic() < began + timeout:
+    # One look for both questions: a request that finds us stopping is among them for a moment (`Life.enter`).
+    while (left := list(requests)) and time.monotonic() < began + timeout:
         if not told and time.monotonic() > began + NOTICE_SECONDS:
             told = True
             logger.warning("the shutdown waits for %s", _in_app(requests))
         yield
-    left = list(requests)
     if left:
         logger.error("the shutdown leaves alone what has not ended in %.3g s: %s", timeout, _in_app(requests))
     requests.difference_update(left)
