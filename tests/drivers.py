@@ -88,6 +88,14 @@ def stacks() -> str:
     return "\n".join(told)
 
 
+def complaints(stderr: str) -> str:
+    """What a process has said, but for asyncio's word in its debug mode that a callback took 0.1 s: on a busy machine
+    each does now and then.
+    """
+    slow = re.compile(r"Executing <.* took .* seconds")
+    return "".join(line for line in stderr.splitlines(keepends=True) if not slow.match(line))
+
+
 # Waiting, from threads and tasks --------------------------------------------------------------------------------------
 
 
