@@ -311,7 +311,7 @@ class _Cycle:
     __slots__ = tuple(
         "_ahead _app_context _app_error _body_begun _body_complete _body_read _brought _caller_context "
         "_claim _deaf _door _environ _expected _gone _inlet _items _last_item _outlet _owner _place _receive "
-        "_receiving _response _scope _send _server_error _streams _wanted _worker".split()
+        "_receiving _response _scope _send _server_error _streams _wanted _worker _writing".split()
     )
 
     def __init__(
@@ -329,6 +329,7 @@ class _Cycle:
         self._outlet: ToLoop[_Item] = ToLoop(door, WINDOW)
         self._inlet: ToThread[bytes] = ToThread(door, INPUT_WINDOW)
         self._claim = threading.Lock()
+        self._writing = threading.Lock()  # held from a write()'s place in the order of all until it has been put
         self._caller_context = contextvars.copy_context()
         self._app_context = self._caller_context.copy()
         self._gone = False  # the client, or the server's wish for an answer
@@ -818,10 +819,12 @@ class _Cycle:
         return self._write
 
     def _write(self, data: bytes) -> None:
-        messages = self._response.block(data)
-        if messages:
-            self._put(messages, len(data))
-        elif self._gone:
+        with self._writing:  # threads of the app's own may write at once: the first one's goes out with the start
+            messages = self._response.block(data)
+            if messages:
+                self._put(messages, len(data))
+                return
+        if self._gone:
             raise _client_left()
 
     def _send_early_hints(self, links: Iterable[tuple[str, str]]) -> None:

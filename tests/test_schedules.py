@@ -368,7 +368,6 @@ class Exchange:
         self.sent: list[Any] = []
         self.closed = 0
         self.read = b""
-        self.called = False
 
     async def receive(self) -> Any:
         await asyncio.sleep(self.s.random.choice([0, 0, 0.001, 0.05]))
@@ -384,13 +383,21 @@ class Exchange:
         if self.leaves_at is not None and len(self.sent) > self.leaves_at:
             self.left.set()
 
+    def write(self, write: Any, block: bytes) -> None:
+        """What a thread of the app's own does."""
+        with contextlib.suppress(ClientDisconnected):
+            write(block)
+
     def app(self, environ: Any, start_response: Any) -> Any:
-        self.called = True
         exchange, s = self, self.s
-        kind = s.random.choice(["short", "reads", "streams", "both"])
+        kind = s.random.choice(["short", "reads", "streams", "both", "writes"])
         if kind in ("reads", "both"):
             self.read = environ["wsgi.input"].read()
-        start_response("200 OK", [])
+        write = start_response("200 OK", [])
+        if kind == "writes":
+            writers = [s.start(functools.partial(self.write, write, b"%d" % number), "write") for number in (0, 1)]
+            while not all(writer.over for writer in writers):
+                s.sleep(0.001)
 
         class Result:
             def __iter__(self) -> Any:
@@ -861,6 +868,13 @@ MUTATIONS: dict[str, tuple[Scenario, Mutation]] = {
         """wsgi_to_asgi
 -        self._inlet.close()
          if self._response.state is not COMPLETE:  # else nothing is refused any more, and what waits is sent
+""",
+    ),
+    "threads of an app write in another order than that of their words": (
+        requests_come_to_a_wsgi_app,
+        """wsgi_to_asgi
+-        with self._writing:  # threads of the app's own may write at once: the first one's goes out with the start
++        if True:
 """,
     ),
     "an app is called although its client has left": (
