@@ -85,6 +85,11 @@ _numbers = itertools.count(1)
 #
 # Greenlets cannot be moved to another thread, and SQLAlchemy's async engine waits in the middle of one. So where they
 # are used, each loop has one thread for ever: every thread waits as a follower, and the keeper leads until the end.
+# "Used" means that the package is imported, which costs a thread hop for each request also where only Sentry's SDK has
+# imported it. To wait until a greenlet is really suspended in a leader's thread (greenlet.settrace would tell) is too
+# late: the thread has to go and serve its own request, and its greenlet can be continued nowhere else. Nor can it stay
+# until all of them have ended: under load there may be no such moment, and a greenlet that itself awaits send() or
+# receive() waits for the very thread that would wait for it. Only what is known before the first of them is safe.
 # gevent's greenlets wait so, too. All locks and threads are real ones, therefore, also where gevent has patched the
 # standard library (bridge/threads.py); a Turn's lock is one that a greenlet can wait for.
 #
@@ -284,7 +289,7 @@ class TurnedLoop:
         """
         asks = False
         running = _get_running_loop()
-        if callback is not None and _is_in_trio(running):
+        if running is _TRIO and callback is not None:
             callback = partial(_call_out_of_trio, contextvars.copy_context(), callback)
         leads = running is None and (turn.forced or "greenlet" not in sys.modules)
         turn.thread = get_ident()
@@ -829,18 +834,17 @@ def _nothing() -> None:
     pass
 
 
+_TRIO = object()
+
+
 def _get_running_loop() -> object:
-    """What runs in this thread already: asyncio's loop; or trio's, for which anyio would take ours."""
+    """What runs in this thread already: asyncio's loop; or trio's (`_TRIO`), for which anyio would take ours."""
     running = asyncio._get_running_loop()
     if running is None and "trio.lowlevel" in sys.modules:
         # A module that another thread imports at this moment may lack what it will have.
         in_trio_run = getattr(sys.modules["trio.lowlevel"], "in_trio_run", None)
-        return in_trio_run if in_trio_run is not None and in_trio_run() else None
+        return _TRIO if in_trio_run is not None and in_trio_run() else None
     return running
-
-
-def _is_in_trio(running: object) -> bool:
-    return running is not None and not isinstance(running, asyncio.AbstractEventLoop)
 
 
 def _call_out_of_trio(context: contextvars.Context, callback: Callable[[], object]) -> None:
