@@ -12,7 +12,6 @@ import select
 import signal
 import socket
 import ssl
-import threading
 import types
 from collections import deque
 from dataclasses import dataclass
@@ -298,6 +297,7 @@ class _Cycle:
         "_begun",
         "_blocks",
         "_body_received",
+        "_closers_turn",
         "_ended",
         "_environ",
         "_errors",
@@ -312,6 +312,7 @@ class _Cycle:
         "_opened",
         "_pool",
         "_reader",
+        "_readers",
         "_receivers",
         "_response",
         "_scope",
@@ -322,9 +323,9 @@ class _Cycle:
         "_task",
         "_timer",
         "_turn",
-        "_wants_chunk",
         "_watched",
         "_whole",
+        "_wishes",
         "_write",
         "closed",
         "owner",
@@ -340,7 +341,8 @@ class _Cycle:
         self._turn = Turn()
         # The thread's
         self._begun = False  # status and headers are known to the server
-        self._wants_chunk = False  # set by the task
+        self._closers_turn: Turn | None = None  # of another thread, which closes while ours may be at work
+        self._wishes: list[None] = []  # one, if a chunk is wanted: set by the task, taken by pop() by one thread
         self._taken = 0  # bytes of the blocks that the server has
         self.closed = False
         self._left = False  # the thread will not look at anything any more
@@ -348,6 +350,7 @@ class _Cycle:
         # The thread, lent to a WsgiToAsgi inside
         self._lent: _LentThread | None = None
         self._step: Callable[[], Callable[[], object]] | None = None  # that it is asked for; set in the loop
+        self._readers: list[Turn] = []  # of the guest's other threads that want the body, and read it for themselves
         # The task's, read by the thread
         self._blocks: deque[bytes] = deque()
         self._given = 0  # bytes of all blocks so far
@@ -462,14 +465,19 @@ class _Cycle:
         turn.told = False
         # What was told before that line is here already.
         while True:
+            over = self._whole or self._ended or self._given_up or self.closed  # that by another thread
             if self._response.hints:
                 self._environ["wsgi.early_hints"](self._response.hints.popleft())
-            elif self._blocks or self._whole or self._ended or self._given_up or (self._opened and not self._begun):
+            elif self._blocks or over or (self._opened and not self._begun):
                 break
-            elif self._wants_chunk or self._step is not None:
+            elif self._wishes and not self._readers:
                 if callback is not None:
                     self._loop.post(callback)
-                callback = self._read_chunk() if self._wants_chunk else self._run_step()
+                callback = self._read_chunk()
+            elif self._step is not None:
+                if callback is not None:
+                    self._loop.post(callback)
+                callback = self._run_step()
             else:
                 self._loop.wait(turn, callback)
                 turn.told = False
@@ -482,15 +490,18 @@ class _Cycle:
             self._reader = BodyReader(self._environ)
         return self._reader
 
-    def _read_chunk(self) -> Callable[[], object]:
-        self._wants_chunk = False
+    def _read_chunk(self) -> Callable[[], object] | None:
+        try:
+            self._wishes.pop()
+        except IndexError:  # another thread reads
+            return None
         self._loop.keep()
         return partial(self._deliver, self._get_reader().next_message())
 
-    def _run_step(self) -> Callable[[], object]:
+    def _run_step(self) -> Callable[[], object] | None:
         step, self._step = self._step, None
-        assert step is not None
-        return step() if self._lent is None else self._lent.run(step)
+        lent = self._lent
+        return None if step is None or lent is None else lent.run(step)
 
     def _serve(self, until: Callable[[], bool], callback: Callable[[], object] | None) -> None:
         """Within such a step: do what is asked for, until something is so.
@@ -507,7 +518,7 @@ class _Cycle:
                 self._write_block()
             elif is_so:
                 break
-            elif self._wants_chunk:
+            elif self._wishes and not self._readers:
                 if callback is not None:
                     self._loop.post(callback)
                 callback = self._read_chunk()
@@ -517,6 +528,36 @@ class _Cycle:
                 callback = None
         if callback is not None:
             self._loop.post(callback)
+
+    def _wait_beside(
+        self, turn: Turn, until: Callable[[], bool], callback: Callable[[], object] | None, reads: bool
+    ) -> None:
+        """Wait in another thread than the server's until something is so; for the request, read its body at most."""
+        if reads:
+            self._readers.append(turn)
+        try:
+            while True:
+                turn.told = False
+                if until():
+                    break
+                if reads and self._wishes:
+                    if callback is not None:
+                        self._loop.post(callback)
+                    callback = self._read_chunk()
+                else:
+                    self._loop.wait(turn, callback)
+                    callback = None
+        finally:
+            if reads:
+                self._stop_reading(turn)
+        if callback is not None:
+            self._loop.post(callback)
+
+    def _stop_reading(self, turn: Turn) -> None:
+        """Leave the readers, and what they leave undone to the server's thread, which counts on them."""
+        self._readers.remove(turn)
+        if self._wishes and not self._readers:
+            self._loop.post(lambda: self._loop.tell(self._turn))
 
     def _lets_write(self) -> bool:
         """Whether blocks can go to the server's write(): while our iterable is not returned (PEP 3333)."""
@@ -574,6 +615,8 @@ class _Cycle:
         assert self._pool is not None
         assert isinstance(self._loop, TurnedLoop)
         turn = self._turn
+        if turn.thread != threads.get_ident():  # the other one may be in the middle of a wait
+            turn = self._closers_turn = Turn()
         turn.told = False
         while not self._ended:
             if self._given_up and not patient:
@@ -681,7 +724,12 @@ class _Cycle:
         self._wake_receivers()
         if self._left:
             self._log_error()
+        self._tell_of_end()
+
+    def _tell_of_end(self) -> None:
         self._loop.tell(self._turn)
+        if self._closers_turn is not None:
+            self._loop.tell(self._closers_turn)
 
     async def _receive(self) -> ASGIReceiveEvent:
         while not self._messages:
@@ -718,8 +766,9 @@ class _Cycle:
             self._asked = False
             self._watch_client()
         else:
-            self._wants_chunk = True
-            self._loop.tell(self._turn)
+            self._wishes.append(None)
+            for turn in self._readers[:] or (self._turn,):
+                self._loop.tell(turn)
 
     def _deliver(self, message: ASGIReceiveEvent) -> None:
         self._asked = False
@@ -814,7 +863,7 @@ class _Cycle:
         logger.error("the app goes on although its client has left and it was cancelled: it is left alone")
         self._given_up = True
         self._life.requests.discard(self)
-        self._loop.tell(self._turn)
+        self._tell_of_end()
 
     def _set_timer(self, seconds: float, callback: Callable[..., object], *args: Any) -> None:
         self._stop_timer()
@@ -1074,25 +1123,38 @@ class _GuestCycle(_Cycle):
 
 # -- Theory -----------------------------------------------------------------------------------------------------------
 #
-# The server's thread is the cycle's, which waits for it; its guest, a WsgiToAsgi inside, borrows it for steps. A step
-# may wait itself: then it serves the cycle, and does all that the thread does while it waits. Another thread of the
-# guest's app may do that as well (it reads wsgi.input, say, and the step waits for the thread).
+# The server's thread is the cycle's, which waits for it; its guest, a WsgiToAsgi inside, borrows it for steps. Within a
+# step it may wait itself: then it does all that it does where it waits between steps, but for the next step.
 #
-# `_serving` is held by the one thread that serves the cycle: by the server's, but for the time that a step takes.
+# The guest's app may have other threads, which wait as well: for a piece of wsgi.input, or for an AsgiToWsgi inside of
+# the guest. They wait side by side, each by a Turn of its own: the server's thread by the cycle's, each other by one
+# that it makes. So each may lead the loop, and none waits for another's wait; and they may go on when the guest has
+# ended, as long as there is the loop. `wake` tells all of them, for each to look at what it waits for.
+#
+# Whose is what the cycle asks for: the response is the server's thread's alone. A chunk of the body is read by a thread
+# that wants the body, as it would do without us. For the server's thread may be in a step, and wait for that thread; or
+# it may be wanted for the next step, and the client waits for that block before it sends on. Only where no such
+# thread is (`_readers`) the server's own reads. So a reader enters the list before it wants anything, and when it
+# leaves it, tells the server's thread of a wish that nobody has taken.
+#
+# `_stepping` is locked by the thread that runs a step, which is the server's. Whoever closes the request has the guest
+# come to its end: by itself if no step is under way; else whoever runs the step does it, when it is over. Both say
+# first what they do, and look at the other after it: so one of them sees the other. The lock is only ever tried.
 
 
 class _LentThread:
     """The server's thread of a request, while it is lent; see `nesting.LentThread`."""
 
-    __slots__ = ("_cycle", "_finish", "_over", "_serving", "_waits")
+    __slots__ = ("_cycle", "_finish", "_leaving", "_runner", "_stepping", "_turns", "_waits")
 
     def __init__(self, cycle: _Cycle) -> None:
         self._cycle = cycle
         self._finish: Callable[[], None] = _nothing_to_finish
-        self._over = False
-        self._waits = False  # somebody serves
-        self._serving = threading.Lock()
-        self._serving.acquire()
+        self._leaving = False  # the server has done with the request
+        self._runner = 0  # who runs a step
+        self._stepping = threads.Lock()
+        self._turns: list[Turn] = []  # of the guest's other threads that wait
+        self._waits = False  # the server's thread does, in a step
 
     # In the loop
 
@@ -1108,8 +1170,12 @@ class _LentThread:
             cycle._loop.tell(cycle._turn)
 
     def wake(self) -> None:
+        cycle = self._cycle
         if self._waits:
-            self._cycle._loop.tell(self._cycle._turn)
+            cycle._loop.tell(cycle._turn)
+        if self._turns:
+            for turn in self._turns[:]:
+                cycle._loop.tell(turn)
 
     @property
     def given(self) -> int:
@@ -1117,35 +1183,58 @@ class _LentThread:
 
     # The server's thread, and what it runs
 
-    def run(self, step: Callable[[], T]) -> T:
+    def run(self, step: Callable[[], T]) -> T | None:
         """Run a step, which may block as long as it likes."""
+        if not self._stepping.acquire(blocking=False):
+            return None  # another thread closes the request, and runs what is left
         self._cycle._loop.keep()
-        self._serving.release()
+        self._runner = threads.who()
         try:
             return step()
         finally:
-            if not self._over:
-                self._serving.acquire()
-
-    def serve(self, until: Callable[[], bool], callback: Callable[[], object] | None) -> None:
-        with self._serving:
-            if self._over:
-                return
-            self._waits = True
-            try:
-                self._cycle._serve(until, callback)
-            finally:
-                self._waits = False
-
-    def give_back(self) -> None:
-        self._over = True
-        self._finish = _nothing_to_finish
-        self._cycle._lent = None
-        self._cycle._step = None
+            self._runner = 0
+            self._stepping.release()
+            if self._leaving:
+                self._end_steps()
 
     def leave(self) -> None:
         """Have the guest come to its end: the thread is about to leave."""
-        self.run(self._finish)
+        self._leaving = True
+        self._end_steps()
+
+    def _end_steps(self) -> None:
+        if self._stepping.acquire(blocking=False):
+            self._runner = threads.who()
+            try:
+                self._finish()
+            finally:
+                self._runner = 0
+                self._stepping.release()
+
+    def serve(self, until: Callable[[], bool], callback: Callable[[], object] | None, reads: bool) -> None:
+        if self._runner != threads.who():
+            self._wait_beside(until, callback, reads)
+            return
+        self._waits = True
+        try:
+            self._cycle._serve(until, callback)
+        finally:
+            self._waits = False
+
+    def _wait_beside(self, until: Callable[[], bool], callback: Callable[[], object] | None, reads: bool) -> None:
+        cycle, turn = self._cycle, Turn()
+        if cycle._left and cycle._pool is not None:
+            raise RuntimeError("the request has ended, and its event loop with it")
+        self._turns.append(turn)
+        try:
+            cycle._wait_beside(turn, until, callback, reads)
+        finally:
+            self._turns.remove(turn)
+
+    def give_back(self) -> None:
+        self._finish = _nothing_to_finish
+        self._cycle._lent = None
+        self._cycle._step = None
 
     def leave_loop(self) -> None:
         self._cycle._loop.hand_over()

@@ -566,10 +566,29 @@ class StepsToThread(ToThread[T]):
         super().__init__(door, 0)
         self._serve = serve
         self._wake = wake
+        self._wanted = 0  # items that threads wait for, and that nobody brings yet
 
     def put(self, item: T, size: int = 0) -> None:
         super().put(item, size)
         self._wake()
+
+    def want(self) -> None:
+        """Say that a thread waits for an item. In the loop."""
+        with self._mutex:
+            self._wanted += 1
+            sleeper, self._sleeper = self._sleeper, None
+        if sleeper is not None:
+            self._door.wake(sleeper)
+
+    async def room(self) -> None:
+        """Wait until an item is wanted, which is to be brought then. For the task."""
+        while True:
+            with self._mutex:
+                if self._wanted or self._closed:
+                    self._wanted -= 1
+                    return
+                sleeper = self._sleeper = self._door.make_sleeper()
+            await sleeper
 
     def get(self) -> T:
         self._serve(self._has_news)

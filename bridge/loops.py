@@ -799,7 +799,7 @@ class LentLoop:
 
 
 class ServedLoop(LentLoop):
-    """A lent loop of which the server's thread is lent, too: to wait is to serve.
+    """A lent loop of which the server's thread is lent, too: to wait is to serve, in that thread and in others.
 
     Args:
         thread: Of the outer request; see `nesting.LentThread`.
@@ -816,7 +816,7 @@ class ServedLoop(LentLoop):
         self._thread = thread
 
     def wait(self, turn: Turn, callback: Callable[[], object] | None = None) -> None:
-        self._thread.serve(lambda: turn.told, callback)
+        self._thread.serve(lambda: turn.told, callback, reads=False)
 
     def tell(self, turn: Turn) -> None:
         turn.told = True

@@ -117,16 +117,20 @@ class LentThread(Protocol):
         """Have the thread run a step, and the loop what the step returns. In the loop."""
         ...
 
-    def serve(self, until: Callable[[], bool], callback: Callable[[], object] | None) -> None:
-        """Do meanwhile what the request asks its thread for, until something is so. In a step.
+    def serve(self, until: Callable[[], bool], callback: Callable[[], object] | None, reads: bool) -> None:
+        """Do meanwhile what the request asks its thread for, until something is so. In a step, or in any other thread.
 
         Args:
             callback: Run in the loop first.
+            reads: It is a piece of the body that is waited for.
+
+        Raises:
+            RuntimeError: The loop has ended, or ends.
         """
         ...
 
     def wake(self) -> None:
-        """Have who serves look again whether it is so. In the loop."""
+        """Have all who serve look again whether it is so. In the loop."""
         ...
 
     def post(self, callback: Callable[[], object]) -> None:

@@ -179,6 +179,8 @@ def may_run_loops() -> bool:
 
 def who() -> int:
     """Who runs: a number of this thread, or of this greenlet."""
+    if "gevent" not in sys.modules:
+        return get_ident()
     return get_ident() if _hub() is None else id(sys.modules["greenlet"].getcurrent())
 
 

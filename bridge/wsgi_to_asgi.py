@@ -13,6 +13,7 @@ import tempfile
 import threading
 import types
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
@@ -32,6 +33,7 @@ from bridge.lifespan import answer_lifespan
 from bridge.loops import LentLoop, ServedLoop, has_ended
 from bridge.nesting import LOOP, WholeAnswer, borrow_thread
 from bridge.response import BODY, COMPLETE, NOTHING, STARTED, WsgiResponse
+from bridge.threads import who
 from bridge.workers import Workers
 
 if TYPE_CHECKING:
@@ -851,8 +853,10 @@ class _Cycle:
 # closes what it returned: at the last step; or at the first that finds the client gone; or when its server has done
 # with the request, and it has to leave (`_finish`). Only if it never came to the first step, a worker has to do it all.
 #
-# There is no watch. The server tells its thread that the client has left; and to call receive() before the app reads
-# would have the thread wait for a body that nobody may want.
+# There is no watch of the client. The server tells its thread that it has left; and to call receive() before the app
+# reads would have the thread wait for a body that nobody may want. But where another thread of the app reads, the host
+# must not be in receive(), while the app may have blocks for it. From the first such read on (`_aside`) a second task
+# calls receive(): it is _Cycle's watch, with an inlet that has room whenever somebody reads.
 
 _UNSTARTED: Iterator[None] = iter(())
 
@@ -872,10 +876,11 @@ class _LentCycle(_Cycle):
         self._thread = thread
         self._out: StepsToLoop[_Item] = StepsToLoop(self._door, self._ask, thread.wake)
         self._outlet = self._out
-        self._in: StepsToThread[bytes] = StepsToThread(self._door, self._serve, thread.wake)
+        self._in: StepsToThread[bytes] = StepsToThread(self._door, self._read, thread.wake)
         self._inlet = self._in
         self._given = 0  # of the outer response, when the last step was asked for
         self._refused = False  # the thread has left before the first step
+        self._aside = False  # another thread of the app has read
         # The steps'
         self._steps = _UNSTARTED
         self._result: Any = None
@@ -903,10 +908,19 @@ class _LentCycle(_Cycle):
         self._outlet.put_from_loop(DONE)
 
     def _needs_watch(self, items: list[_Item]) -> bool:
-        return False
+        return self._aside and DONE not in items
 
     async def _receive_for_worker(self) -> None:
+        await self._in.room()
         await self._receive_chunk()
+
+    async def _give_place_back(self) -> None:
+        """It has none among the workers."""
+
+    def _want_chunk(self, aside: bool) -> None:
+        self._aside = self._aside or aside
+        self._in.want()
+        self._out.put_from_loop(READ_ASIDE if self._aside else READ)
 
     async def _ask(self) -> None:
         """Ask the thread for the next step, when what the last one gave is on its way to the server (W12).
@@ -933,7 +947,7 @@ class _LentCycle(_Cycle):
 
     def _step(self) -> Callable[[], object]:
         if not self._over and (self._worker or self._claim.acquire(blocking=False)):
-            self._worker = threading.get_ident()
+            self._worker = who()
             local = SyncToAsync.threadlocal
             former = getattr(local, "main_event_loop", None), getattr(local, "main_event_loop_pid", None)
             self._show_loop_to_asgiref()
@@ -990,13 +1004,13 @@ class _LentCycle(_Cycle):
             return getattr(result, "filelike", None) or getattr(result, "file", None)  # waitress calls it so
         return None
 
-    def _serve(self, until: Callable[[], bool]) -> None:
-        self._thread.serve(until, self._out.wake)
+    def _read(self, until: Callable[[], bool]) -> None:
+        # Said in the loop, and not by a put: who reads is to be known there before the chunk is wanted.
+        self._thread.serve(until, partial(self._want_chunk, who() != self._worker), reads=True)
 
     def _ask_for_chunk(self) -> None:
         if self._door.runs_here():
             raise _read_in_the_loop()
-        self._outlet.put(READ)
 
     def _bring_body(self) -> None:
         super()._bring_body()
@@ -1018,8 +1032,8 @@ class _LentCycle(_Cycle):
         self._flush()
 
     def _flush(self) -> None:
-        if threading.get_ident() == self._worker and self._thread.writes:
-            self._serve(lambda: self._out.empty or not self._thread.writes)
+        if self._thread.writes and who() == self._worker:
+            self._thread.serve(lambda: self._out.empty or not self._thread.writes, self._out.wake, reads=False)
         if self._gone:
             raise _client_left()
 

@@ -13,7 +13,7 @@ import anyio.lowlevel
 import pytest
 
 from bridge.channel import PATIENCE, Closed, Door, StepsToLoop, StepsToThread, ToLoop, ToThread, current_door
-from tests.drivers import Signal, in_thread, run_in_thread
+from tests.drivers import LIMIT, Signal, in_thread, run_in_thread
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
@@ -458,3 +458,21 @@ async def test_a_thread_that_reads_serves_meanwhile() -> None:
     with pytest.raises(Closed):
         channel.get()
     assert woken == [True, True]
+
+
+async def test_steps_to_thread_has_room_for_each_item_that_is_wanted() -> None:
+    channel: StepsToThread[bytes] = StepsToThread(current_door(), lambda until: None, lambda: None)
+    channel.want()
+    channel.want()
+    await channel.room()
+    await channel.room()
+    with anyio.move_on_after(0.01) as nobody_wants_more:
+        await channel.room()
+    assert nobody_wants_more.cancelled_caught
+    with anyio.fail_after(LIMIT):
+        async with anyio.create_task_group() as group:
+            group.start_soon(channel.room)
+            await anyio.lowlevel.checkpoint()
+            channel.want()
+        channel.close()
+        await channel.room()

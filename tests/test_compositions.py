@@ -9,6 +9,7 @@ import gc
 import gzip
 import io
 import itertools
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,7 @@ from bridge import AsgiToWsgi, ClientDisconnected, LifespanFailure, ProtocolErro
 from bridge.channel import PATIENCE
 from bridge.life import WAIT_SECONDS
 from tests.drivers import (
+    LIMIT,
     AsgiServer,
     EarlyHints,
     FakeInput,
@@ -43,6 +45,7 @@ from tests.drivers import (
     make_environ,
     make_scope,
     run_in_thread,
+    run_in_threads,
 )
 
 pytestmark = pytest.mark.leaves("threads")  # the keeper of a shared loop, until the wrapper is closed
@@ -680,6 +683,257 @@ def test_an_app_that_outlives_the_response_gets_a_worker(wrap: Any) -> None:
 
     assert WsgiServer().run(wrap(app, shadow)).body == b"light"
     done.wait()
+
+
+# C1: other threads of the app -----------------------------------------------------------------------------------------
+
+
+class Gated:
+    """A wsgi.input that gives a piece whenever it is allowed."""
+
+    def __init__(self) -> None:
+        self.pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.asked = Signal("the first read")
+
+    def read(self, size: int) -> bytes:
+        self.asked.set()
+        return self.pieces.get(timeout=LIMIT)
+
+
+def upload(stream: Any, length: int) -> dict[str, Any]:
+    return make_environ("POST", CONTENT_LENGTH=str(length)) | {"wsgi.input": stream}
+
+
+LENIENT = WsgiServer(validate=False)  # wsgiref.validate takes no other thread's reads
+
+
+def test_a_thread_reads_on_when_the_app_has_answered(wrap: Any) -> None:
+    """[W9], [C1] Its read ends with the request; the loop is in order for the next."""
+    stream = Gated()
+    readers = []
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] == "POST":
+            readers.append(in_thread(environ["wsgi.input"].read))
+            stream.asked.wait()
+        start_response("200 OK", PLAIN)
+        return [b"answer"]
+
+    application = wrap(app)
+    assert in_thread(LENIENT.run, application, upload(stream, 8)).result().body == b"answer"
+    for _ in range(3):
+        assert in_thread(LENIENT.run, application).result().body == b"answer"
+    stream.pieces.put(b"late")
+    with pytest.raises(ClientDisconnected):
+        readers[0].result()
+    assert in_thread(LENIENT.run, application).result().body == b"answer"
+
+
+def test_a_thread_begins_to_read_when_the_app_has_answered(wrap: Any) -> None:
+    """[W9], [C1]"""
+    readers = []
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        stream = environ["wsgi.input"]
+        ended = Signal("the request's end")
+        start_response("200 OK", PLAIN)
+
+        def read() -> bytes:
+            ended.wait()
+            return bytes(stream.read())
+
+        readers.append((in_thread(read), ended))
+        return [b"answer"]
+
+    application = wrap(app)
+    assert LENIENT.run(application, make_environ("POST", body=b"x" * 100)).body == b"answer"
+    reader, ended = readers[0]
+    ended.set()
+    with pytest.raises(ClientDisconnected):
+        reader.result()
+
+
+@MIDDLEWARE
+def test_a_thread_reads_while_the_app_streams(wrap: Any, middleware: Any) -> None:
+    """[W7], [W12], [C1] Both ways at once: the client sends on when it has what the app says to the piece before."""
+    stream = Gated()
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+        def read() -> None:
+            for _ in range(3):
+                pieces.put(environ["wsgi.input"].read(5))
+
+        reader = in_thread(read)
+        start_response("200 OK", PLAIN)
+        stream.asked.wait()
+        yield b"ready"
+        for _ in range(3):
+            yield pieces.get(timeout=LIMIT)
+        reader.result()
+
+    def serve() -> list[bytes]:
+        blocks = []
+        with LENIENT.start(wrap(app, middleware), upload(stream, 15)) as exchange:
+            for block in exchange:
+                blocks.append(block)
+                stream.pieces.put(b"piece")
+        return blocks
+
+    assert in_thread(serve).result() == [b"ready", b"piece", b"piece", b"piece"]
+
+
+def test_the_servers_thread_reads_what_a_reader_leaves_behind(wrap: Any) -> None:
+    """[A3], [C1] Middleware wants the body in the moment in which the app's reader has enough."""
+    rest = Signal("the middleware has the rest")
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", PLAIN)
+        yield run_in_thread(environ["wsgi.input"].read1, 4)
+        rest.wait()
+        yield b"end"
+
+    @around
+    async def reading(app: Any, scope: Any, receive: Any, send: Any) -> None:
+        async def read_rest() -> None:
+            while (await receive())["more_body"]:
+                pass
+            rest.set()
+
+        async with anyio.create_task_group() as group:
+
+            async def receive_piece() -> Any:
+                message = await receive()
+                group.start_soon(read_rest)
+                return message
+
+            await app(scope, receive_piece, send)
+
+    stream = FakeInput([b"some", b"more", b"last"], fills=False)
+    exchange = in_thread(LENIENT.run, wrap(app, reading), upload(stream, 12)).result()
+    assert exchange.body == b"someend"
+
+
+def shouting_slowly(met: threading.Barrier | None = None) -> Any:
+    """An ASGI app that waits for others like it, if it shall, and streams."""
+
+    @no_lifespan
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if met is not None:
+            await anyio.to_thread.run_sync(met.wait)
+        await respond(send, scope["path"].encode(), b";")
+
+    return app
+
+
+def test_the_parts_of_a_page_are_made_side_by_side(wrap: Any) -> None:
+    """[A15], [C1], [C2] WSGI middleware asks an app inside for them in threads, as for edge side includes."""
+    parts = AsgiToWsgi(shouting_slowly(threading.Barrier(4, timeout=LIMIT)))
+
+    def page(environ: Any, start_response: Any) -> Iterable[bytes]:
+        def ask(number: int) -> bytes:
+            return LENIENT.run(parts, environ | {"PATH_INFO": f"/{number}"}).body
+
+        start_response("200 OK", PLAIN)
+        return [b"".join(run_in_threads(ask, 4, threads=4))]
+
+    assert in_thread(LENIENT.run, wrap(page)).result().body == b"/0;/1;/2;/3;"
+
+
+def test_middleware_beats_while_it_iterates_the_app_in_a_thread(wrap: Any) -> None:
+    """[W12], [C1], [C2] What its thread waits for holds up none of its own blocks."""
+    beaten = Signal("the client has a beat")
+
+    @no_lifespan
+    async def events(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        await beaten.wait_async()
+        await send({"type": "http.response.body", "body": b"last"})
+
+    inner = AsgiToWsgi(events)
+
+    def beating(environ: Any, start_response: Any) -> Iterable[bytes]:
+        blocks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+        def iterate() -> None:
+            for block in inner(environ, start_response):
+                blocks.put(block)
+
+        iteration = in_thread(iterate)
+        yield blocks.get(timeout=LIMIT)
+        yield b"beat"
+        yield blocks.get(timeout=LIMIT)
+        iteration.result()
+
+    def serve() -> list[bytes]:
+        blocks = []
+        with LENIENT.start(wrap(beating)) as exchange:
+            for block in exchange:
+                blocks.append(block)
+                if block == b"beat":
+                    beaten.set()
+        return blocks
+
+    assert in_thread(serve).result() == [b"first", b"beat", b"last"]
+
+
+def test_a_part_that_outlives_the_page(wrap: Any, request: Any) -> None:
+    """[A16], [C1], [C2] Shadow traffic by WSGI middleware: a shared loop goes on; a request's own ends with it."""
+    may_go_on = Signal("the page is out")
+    begun = Signal("the part is asked for")
+    shadows = []
+
+    @no_lifespan
+    async def part(scope: Any, receive: Any, send: Any) -> None:
+        begun.set()
+        await may_go_on.wait_async()
+        await respond(send, b"part")
+
+    inner = AsgiToWsgi(part)
+
+    def page(environ: Any, start_response: Any) -> Iterable[bytes]:
+        shadows.append(in_thread(LENIENT.run, inner, dict(environ)))
+        begun.wait()
+        start_response("200 OK", PLAIN)
+        return [b"page"]
+
+    application = wrap(page)
+    assert in_thread(LENIENT.run, application).result().body == b"page"
+    may_go_on.set()
+    shadow = shadows[0].result()
+    if request.node.callspec.params["wrap"] == "shared":
+        assert shadow.body == b"part"
+    else:
+        assert isinstance(shadow.error, (ProtocolError, RuntimeError))
+
+
+def test_a_server_closes_in_another_thread_while_the_app_is_at_work(wrap: Any) -> None:
+    """[W13], [C1] It is closed once, by the thread that runs it, when its step is over."""
+    works, may_end = Signal("the app is at work"), Signal("it may end")
+
+    def blocks() -> Iterator[bytes]:
+        yield b"one"
+        works.set()
+        may_end.wait()
+        yield b"two"
+        raise AssertionError("asked for more")
+
+    site = Site(blocks())
+    result = wrap(site)(make_environ(), lambda *args: lambda data: None)
+    iterator = iter(result)
+    assert next(iterator) == b"one"
+    iteration = in_thread(list[bytes], iterator)
+    works.wait()
+    closing = in_thread(result.close)
+    journal = site.journal
+    may_end.set()
+    closing.result()
+    iteration.result()
+    journal.wait_until(lambda: journal.count("close"))
+    assert journal.count("close") == 1
+    assert journal.entries[-1].thread == journal.entries[-2].thread != threading.get_ident()
 
 
 # C1: async code of the app --------------------------------------------------------------------------------------------
