@@ -102,9 +102,9 @@ _LocalStorage: Any = _move_here and getattr(asgiref.local, "_Storage", None)
 # Where anyio.run says what runs in its thread: anyio uses sniffio if it is there.
 _running_library: Any = getattr(sys.modules.get("sniffio"), "current_async_library_cvar", None)
 
-SETTLE_TURNS = 20
-"""Turns of the loop that middleware may take to hand a block on, before its app is asked for the next. A guess: each
-BaseHTTPMiddleware takes two or three."""
+SETTLE_TURNS = 60
+"""Turns of the loop that middleware may take to hand a block on, before its app is asked for the next. Each
+BaseHTTPMiddleware takes three. Where the loop lets it be seen, it ends as soon as there is nothing to be run."""
 
 logger: logging.Logger = logging.getLogger("bridge")
 
@@ -929,12 +929,17 @@ class _LentCycle(_Cycle):
         some turns of the loop before the block is out. It may also keep it for itself, as GZipMiddleware does.
         """
         if self._steps is not _UNSTARTED:
-            for _ in range(SETTLE_TURNS):
-                if self._thread.given != self._given:
-                    break
-                await anyio.lowlevel.checkpoint()
+            await self._settle()
         self._given = self._thread.given
         self._thread.ask(self._step)
+
+    async def _settle(self) -> None:
+        """Give way until the block is with the server, or nobody is on the way with it any more."""
+        ready = getattr(self._door.native, "_ready", True)  # asyncio's: what is left to be run
+        turns = 0
+        while ready and turns < SETTLE_TURNS and self._thread.given == self._given:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
 
     def _hang_up(self) -> None:
         self._gone = True

@@ -21,6 +21,7 @@ import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
+import uvloop
 from asgiref.sync import async_to_sync
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -240,6 +241,26 @@ def test_a_block_reaches_the_server_before_the_app_is_asked_for_the_next(wrap: A
             assert block == b"%d" % number
             journal.note(f"got {number}")
     assert journal.events == [f"{word} {number}" for number in range(4) for word in ("asked for", "got")]
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_block_passes_many_tasks_before_the_app_is_asked_for_the_next(factory: Any) -> None:
+    """[W12], [C1]"""
+    arrived = Signal("the first block is with the server")
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", PLAIN)
+        yield b"first"
+        arrived.wait()
+        yield b"second"
+
+    wrapped: Any = WsgiToAsgi(app)
+    for _ in range(15):
+        wrapped = by_a_task(wrapped)
+    with AsgiToWsgi(wrapped, loop_factory=factory) as application, WsgiServer().start(application) as exchange:
+        assert next(exchange) == b"first"
+        arrived.set()
+        assert list(exchange) == [b"second"]
 
 
 @MIDDLEWARE
