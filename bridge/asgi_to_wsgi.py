@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import ssl
+import time
 import types
 from collections import deque
 from dataclasses import dataclass
@@ -74,6 +75,10 @@ uvicorn leaves it alone, daphne gives it 10 s. A guess."""
 
 RESTART_SECONDS = 3.0
 """The same for one that does not listen when the process is about to end: less than what the exit waits for."""
+
+BREAK_SECONDS = 1.0
+"""How long a thread that was interrupted waits for its WebSocket to be ended in the loop, which code of the app may block.
+gunicorn kills a worker a second after it has interrupted it."""
 
 PATIENCE_SECONDS = 5.0
 """How long it may go on after that. Then the server's thread leaves it alone."""
@@ -885,6 +890,10 @@ class _Cycle:
 # "101 Switching Protocols". They log it, try to send it, and find the socket shut down, which they take for a client
 # that has left. To raise something would do as well for them, but not for a debugger or a monitor between.
 #
+# If an interrupt takes the thread away before (a signal that ends the process, a greenlet's timeout), the server would go
+# on with what it does about an error: it sends a page that says 500, into the WebSocket. So the thread has the connection
+# broken off in the loop, or does it itself if the loop stands still, and only then lets the server have its socket.
+#
 # The connection ends before the app, or after it. An app that ends closes its connection, and that is waited for. An
 # app whose client has left knows of it when it receives websocket.disconnect, behind the messages that were left for
 # it, or when a send() raises: from then on it has WEBSOCKET_GRACE_SECONDS. Until then it is at work, and a cancellation
@@ -941,6 +950,29 @@ class _WebsocketCycle(_Cycle):
         scope: dict[str, Any] = build_websocket_scope(self._environ)  # type: ignore[assignment]
         scope["extensions"]["websocket.http.response"] = {}
         return scope
+
+    def close(self) -> None:
+        connection = self._connection
+        if connection is not None and not (self.closed or connection.is_over):
+            self._break_off(connection)
+        super().close()
+
+    def _break_off(self, connection: Connection) -> None:
+        """End a connection, in this thread that is about to leave it."""
+
+        def break_off() -> None:
+            self._goes = True
+            connection.break_off(Close(1012, ""))
+
+        try:
+            self._loop.post(break_off)
+            self._loop.hand_over()
+            deadline = time.monotonic() + BREAK_SECONDS
+            while not connection.is_over and time.monotonic() < deadline:
+                threads.pause(0.005)
+        finally:
+            if not connection.is_over:  # or a second interrupt has come
+                connection.cut()
 
     def go_away(self) -> None:
         self._goes = True
@@ -1020,6 +1052,8 @@ class _WebsocketCycle(_Cycle):
                 self._connection.close(step)
 
     def _accept(self, step: Accept) -> None:
+        if self.closed:  # an interrupt has taken the thread away: the socket is the server's again
+            raise _client_left()
         self._stop_timer()
         # `wsgiref.validate` wants a type with what it thinks to have a body.
         self._response.status, self._response.headers = "101 Switching Protocols", [("Content-Type", "text/plain")]

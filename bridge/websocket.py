@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
 import errno
 import io
 import os
@@ -327,6 +328,19 @@ class Connection:
         """End it at once."""
         if not self.is_over:
             self._finish()
+
+    def break_off(self, step: Close) -> None:
+        """The same, but try to say so to the client."""
+        self.go_away(step)
+        self.abort()
+
+    def cut(self) -> None:
+        """Cut the line, from any thread: whoever comes next can neither send nor wait for anything on it.
+
+        By a descriptor of its own, since TLS's objects are for one thread at a time.
+        """
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._fd)) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
 
     # -- Frames -------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -1240,6 +1241,63 @@ def worker() -> Iterator[FakeWorker]:
     before = signal.signal(signal.SIGTERM, worker.handle_exit)
     yield worker
     signal.signal(signal.SIGTERM, before)
+
+
+class Interrupt(BaseException):
+    """What a handler of a signal raises."""
+
+
+@pytest.mark.parametrize(
+    ("loop", "blocked"), [("shared", False), ("request", False), ("shared", True)], indirect=["loop"]
+)
+def test_interrupt_of_the_servers_thread_breaks_the_connection_off(
+    loop: str, blocked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[A20] [A22]: before the server can write its 500 page into it, also if the loop stands still."""
+    go_on, left = Signal(), Signal()
+    if blocked:
+        monkeypatch.setattr(bridge.asgi_to_wsgi, "BREAK_SECONDS", 0.2)
+        monkeypatch.setattr(bridge.websocket.Connection, "break_off", lambda *_: go_on.wait())
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(ACCEPT)
+        await send({"type": "websocket.send", "text": "here"})
+        assert (await receive())["type"] == "websocket.disconnect"
+        left.set()
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    client, server = socket.socketpair()
+    ws = RawWebSocket(client)
+    client.settimeout(LIMIT)
+    environ = make_environ("GET", "/", "", list(HANDSHAKE.items())) | {
+        "werkzeug.socket": server,
+        "wsgi.input": io.BytesIO(),
+    }
+    main = threading.get_ident()
+
+    def talk() -> int | None:
+        assert ws.read_answer() == 101
+        assert ws.read() == Frame(TEXT, b"here")
+        time.sleep(0.1)  # so that the thread is where it waits, most probably
+        signal.pthread_kill(main, signal.SIGUSR1)
+        return ws.read_close()
+
+    try:
+        with client, server, AsgiToWsgi(app, loop=loop, lifespan="off") as application:  # type: ignore[arg-type]
+            talking = in_thread(talk)
+            with pytest.raises(Interrupt):
+                application(environ, lambda *_: None)  # type: ignore[arg-type, return-value]
+            with pytest.raises(BrokenPipeError):
+                server.sendall(b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
+            assert talking.result() == (None if blocked else 1012)
+            go_on.set()
+            left.wait()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @two_kinds

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from tests.apps import Board
-from tests.raw_websocket import PING, TEXT, Frame, RawWebSocket, frame
+from tests.raw_websocket import CLOSE, PING, TEXT, Frame, RawWebSocket, close_data, frame
 from tests.servers import LIMIT, SERVERS, Running, until
 from tests.test_servers import EXPECTED, TRACEBACK, require, unexpected
 
@@ -364,6 +364,19 @@ def test_gunicorns_end_closes_connections_with_1012(tmp_path: Path, server: str)
     assert status == 0
     assert site.board.get("shutdown") is not None
     assert complaints(site.running.log()) == []
+
+
+def test_interrupt_of_gunicorns_sync_worker_closes_its_connection_with_1012(tmp_path: Path) -> None:
+    """[A20]: its thread is the connection's, and would write its 500 page into it."""
+    site = Site("gunicorn-sync", "fastapi_sockets", tmp_path)
+    try:
+        with site.raw() as ws:
+            ws.open("/echo")
+            os.kill(site.running.pid, signal.SIGQUIT)
+            assert ws.read() == Frame(CLOSE, close_data(1012))
+            ws.read_end()
+    finally:
+        site.running.stop()
 
 
 def test_starlettes_endpoint_on_gunicorns_sync_worker(tmp_path: Path) -> None:
