@@ -77,8 +77,8 @@ RESTART_SECONDS = 3.0
 """The same for one that does not listen when the process is about to end: less than what the exit waits for."""
 
 BREAK_SECONDS = 1.0
-"""How long a thread that was interrupted waits for its WebSocket to be ended in the loop, which code of the app may block.
-gunicorn kills a worker a second after it has interrupted it."""
+"""How long a thread that was interrupted waits for its WebSocket to be ended in the loop, which code of the app may
+block. gunicorn kills a worker a second after it has interrupted it."""
 
 PATIENCE_SECONDS = 5.0
 """How long it may go on after that. Then the server's thread leaves it alone."""
@@ -890,9 +890,10 @@ class _Cycle:
 # "101 Switching Protocols". They log it, try to send it, and find the socket shut down, which they take for a client
 # that has left. To raise something would do as well for them, but not for a debugger or a monitor between.
 #
-# If an interrupt takes the thread away before (a signal that ends the process, a greenlet's timeout), the server would go
-# on with what it does about an error: it sends a page that says 500, into the WebSocket. So the thread has the connection
-# broken off in the loop, or does it itself if the loop stands still, and only then lets the server have its socket.
+# If an interrupt takes the thread away before (a signal that ends the process, a greenlet's timeout), the server would
+# go on with what it does about an error: it sends a page that says 500, into the WebSocket. So the thread has the
+# connection broken off in the loop, or does it itself if the loop stands still, and only then lets the server have its
+# socket.
 #
 # The connection ends before the app, or after it. An app that ends closes its connection, and that is waited for. An
 # app whose client has left knows of it when it receives websocket.disconnect, behind the messages that were left for

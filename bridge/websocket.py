@@ -40,6 +40,9 @@ WINDOW = 64 * 1024
 MESSAGES = 64
 """Messages that may wait for the app, however small. What one read brings comes on top."""
 
+SLICE = 1024
+"""Bytes that are unpacked at once, where messages may be compressed: to a thousandth."""
+
 MESSAGE_BYTES = 16 * 1024 * 1024
 """The longest message that is taken: uvicorn's default."""
 
@@ -194,7 +197,8 @@ class Handshake:
 # CLOSE_SECONDS after the first of these steps.
 #
 # Memory is bounded by not reading: while WINDOW bytes or MESSAGES messages wait for the app, and while more than WINDOW
-# bytes wait for the client, to whom each of its pings would add a pong. An app that sends to a client which does not
+# bytes wait for the client, to whom each of its pings would add a pong. Compressed messages may be many times as long
+# as what was read: they are unpacked slice by slice, and the rest waits as it came. An app that sends to a client which does not
 # read waits in send(). A client that makes no progress from one ping to the next is given up; but not if it is our app
 # that keeps its answer from being read.
 
@@ -232,6 +236,8 @@ class Connection:
         self._fd = sock.fileno()
         self._timeout = sock.gettimeout()  # the server's, given back at the end
         # From the client
+        self._incoming = b""  # what is still packed; empty unless the app holds the client
+        self._slice = SLICE if self._protocol.extensions else PIECE
         self._messages: deque[dict[str, Any]] = deque()
         self._size = 0  # of the messages, in bytes or characters
         self._goodbye: dict[str, Any] | None = None
@@ -275,7 +281,8 @@ class Connection:
         message = self._messages.popleft()
         self._size -= _size(message)
         if held and not self.is_over:
-            self._watch()
+            self._feed(self._incoming)
+            self._go_on()
         return message
 
     async def send(self, data: Data) -> None:
@@ -316,6 +323,7 @@ class Connection:
         if self._goodbye is None:
             self._protocol.send_close(*step)
             self._say_goodbye(*step)
+            self._feed(self._incoming)  # the client may have closed, too
             self._go_on()
 
     def go_away(self, step: Close) -> None:
@@ -348,17 +356,29 @@ class Connection:
         """Take what the client has sent, the empty bytes for its end."""
         if data:
             self._heard = True
-            self._protocol.receive_data(data)
+            self._feed(self._incoming + data)
         else:
             self._ended = True
             self._protocol.receive_eof()
+            self._take_frames()
+        self._go_on()
+
+    def _feed(self, data: bytes) -> None:
+        """Unpack what has come, as far as the app keeps up."""
+        start = 0
+        while start < len(data) and (self._goodbye is not None or not self._holds_client()):
+            self._protocol.receive_data(data[start : start + self._slice])
+            self._take_frames()
+            start += self._slice
+        self._incoming = data[start:]
+
+    def _take_frames(self) -> None:
         for event in self._protocol.events_received():
             if self._goodbye is not None:
                 break
             self._take_frame(cast("Frame", event))
         if self._goodbye is None:
             self._look_for_end()
-        self._go_on()
 
     def _take_frame(self, frame: Frame) -> None:
         if frame.opcode == TEXT:

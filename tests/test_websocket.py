@@ -1090,6 +1090,38 @@ def test_thread_is_free_when_the_client_breaks_off_while_the_app_sends(
     assert caplog.records == []
 
 
+@only_plain
+def test_compressed_flood_is_unpacked_as_the_app_receives(serve: Serve) -> None:
+    """[A22] [A13]: one message at a time, of many that came in one piece."""
+    go_on = Signal()
+    waiting: list[int] = []
+    count, data = 20, bytes(1_000_000)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        cycle: Any = receive.__self__  # type: ignore[attr-defined]
+        await receive()
+        await send(ACCEPT)
+        await go_on.wait_async()
+        for _ in range(count):
+            assert (await receive())["bytes"] == data
+            waiting.append(len(cycle._connection._messages))
+        assert (await receive())["code"] == 1001
+
+    exchange = serve(app, handshake={"Sec-WebSocket-Extensions": "permessage-deflate"})
+    ws = exchange.ws
+    assert ws.read_answer() == 101
+    ws.sock.sendall(frame(BINARY, deflated(data), rsv=4) * count + frame(PING) + frame(CLOSE, close_data(1001)))
+    ws.sock.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        ws.read()  # so that it is held
+    go_on.set()
+    ws.sock.settimeout(LIMIT)
+    assert ws.read() == Frame(PONG, b"")
+    assert ws.read_close() == 1001
+    exchange.result()
+    assert max(waiting) <= 2
+
+
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     from werkzeug.serving import make_ssl_devcert
