@@ -530,9 +530,9 @@ class Connection:
             pass
 
     def _wants_to_read(self) -> bool:
-        if self._ended:
+        if self._ended or len(self._outgoing) > WINDOW:  # also after a goodbye: pings are answered as long as we read
             return False
-        return self._goodbye is not None or not (self._holds_client() or len(self._outgoing) > WINDOW)
+        return self._goodbye is not None or not self._holds_client()
 
     def _holds_client(self) -> bool:
         """Whether the app is so slow that nothing more is read for it."""

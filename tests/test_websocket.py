@@ -1165,10 +1165,17 @@ def test_what_tls_has_decrypted_ahead_is_not_forgotten(
     ws.read_end()
 
 
+async def close_first(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send(ACCEPT)
+    await send({"type": "websocket.close"})
+
+
 @only_plain
-def test_client_that_floods_with_pings_and_reads_nothing_is_held(serve: Serve) -> None:
-    """[A22] [A13]: each of its pings is answered, into memory at last."""
-    ws = serve(echo).ws
+@pytest.mark.parametrize("app", [echo, close_first])
+def test_client_that_floods_with_pings_and_reads_nothing_is_held(serve: Serve, app: App) -> None:
+    """[A22] [A13]: each of its pings is answered, into memory at last; by RFC 6455 also behind our close frame."""
+    ws = serve(app).ws
     assert ws.read_answer() == 101
     ws.sock.settimeout(0.3)
     written = 0
