@@ -21,11 +21,11 @@ from anyio.lowlevel import current_token
 from bridge import threads
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from anyio.lowlevel import EventLoopToken
 
-__all__ = ["Closed", "Door", "StepsToLoop", "StepsToThread", "ToLoop", "ToThread", "current_door"]
+__all__ = ["Closed", "Door", "SideTask", "StepsToLoop", "StepsToThread", "ToLoop", "ToThread", "current_door"]
 
 T = TypeVar("T")
 
@@ -57,6 +57,12 @@ class Sleeper(Protocol):
     def __await__(self) -> Any: ...
 
 
+class SideTask(Protocol):
+    """What `Door.start` has started."""
+
+    def cancel(self) -> object: ...
+
+
 class Door(abc.ABC):
     """How threads reach one running loop. Get it by `current_door`.
 
@@ -86,6 +92,17 @@ class Door(abc.ABC):
     @abc.abstractmethod
     def wake(self, sleeper: Any) -> None:
         """End a sleeper's wait, from within the loop; harmless if it has ended."""
+
+    @abc.abstractmethod
+    def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> SideTask:
+        """Run a coroutine function, which must not raise, in a task beside the one that runs. In the loop only.
+
+        A task group costs a short request more than the rest of its crossing, and ends with whoever opened it.
+        """
+
+    @abc.abstractmethod
+    async def join(self, task: Any) -> None:
+        """Wait until such a task has ended."""
 
     @abc.abstractmethod
     def _call_soon(self, callback: Callable[[], None]) -> None:
@@ -162,6 +179,12 @@ class _AsyncioDoor(Door):
         if not sleeper.done():  # a cancelled one is
             sleeper.set_result(None)
 
+    def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        return self.native.create_task(function())
+
+    async def join(self, task: asyncio.Task[None]) -> None:
+        await asyncio.wait([task])
+
     def _call_soon(self, callback: Callable[[], None]) -> None:
         self.native.call_soon_threadsafe(callback, context=self._context)
 
@@ -179,6 +202,34 @@ class _EventSleeper:
         return self.event.wait().__await__()
 
 
+class _TrioSideTask:
+    """A system task of trio's that can be cancelled."""
+
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        import trio
+
+        self._function = function
+        self._scope = trio.CancelScope()
+        self._ended = False
+        self._joined: anyio.Event | None = None
+
+    async def run(self) -> None:
+        with self._scope:
+            if not self._scope.cancel_called:  # trio would start it all the same
+                await self._function()
+        self._ended = True
+        if self._joined is not None:
+            self._joined.set()
+
+    def cancel(self) -> None:
+        self._scope.cancel()
+
+    async def join(self) -> None:
+        if not self._ended:
+            self._joined = anyio.Event()
+            await self._joined.wait()
+
+
 class _TrioDoor(Door):
     """trio, by its token."""
 
@@ -189,6 +240,16 @@ class _TrioDoor(Door):
 
     def wake(self, sleeper: _EventSleeper) -> None:
         sleeper.event.set()
+
+    def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> _TrioSideTask:
+        import trio.lowlevel
+
+        task = _TrioSideTask(function)
+        trio.lowlevel.spawn_system_task(task.run, context=contextvars.copy_context())
+        return task
+
+    async def join(self, task: _TrioSideTask) -> None:
+        await task.join()
 
     def _call_soon(self, callback: Callable[[], None]) -> None:
         self.native.run_sync_soon(callback)
@@ -337,18 +398,6 @@ class ToLoop(Generic[T]):
                 sleeper = self._door.make_sleeper()
                 self._on_put = functools.partial(self._door.wake, sleeper)
             await sleeper
-
-    def listen(self, callback: Callable[[], object] | None) -> bool:
-        """Have a callback run in the loop at the next put, until the next get. For the task.
-
-        Returns:
-            False, and the callback will not run, if something lies here already.
-        """
-        with self._mutex:
-            if self._items:
-                return False
-            self._on_put = callback
-        return True
 
     def sent(self, size: int) -> None:
         """Say that an item's bytes have left, which makes room in the window. For the task."""

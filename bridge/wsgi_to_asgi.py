@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
     from asgiref.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
+    from bridge.channel import SideTask
     from bridge.nesting import LentThread
     from bridge.workers import Place
 
@@ -290,13 +291,15 @@ class _LoopForAsgiref:
 # thread, in which the app is called, iterated and closed. Between them lie two channels: the outlet brings messages and
 # Words to the host, the inlet brings the body's chunks to the worker.
 #
-# A short request is served by the host alone: it sends what the worker gave, and calls receive() when the worker waits
-# for input; for a small body a task calls it once ahead of that. Only receive() tells that a client has left, though.
-# So a request that streams, that is not done within PATIENCE, or of which the body comes in pieces, gets a watch: a
-# second task, which alone calls receive() from then on. It brings the body ahead of the reads as far as the inlet's
-# window goes, and hears http.disconnect behind it. While the window is full it is deaf: a body that nobody reads may
-# neither take more memory than that nor be thrown away, and ASGI tells of a disconnect behind the body alone. (Nor
-# does a server know: it stops reading the socket, too.) The app's next reads make room, and so it is heard then.
+# A short request is served by the host alone: it sends what the worker gave. When the worker waits for input, and for a
+# small body ahead of that, a receiver calls receive() once: a task, which nothing interrupts before the request is
+# over, since a server may lose what a cancelled receive() was about to give. Only receive() tells that a client has
+# left, though. So a request that streams, that is not done within PATIENCE, or of which the body comes in pieces, gets
+# a watch: a task that takes over when the receiver, if there is one, has ended, and alone calls receive() from then on.
+# It brings the body ahead of the reads as far as the inlet's window goes, and hears http.disconnect behind it. While
+# the window is full it is deaf: a body that nobody reads may neither take more memory than that nor be thrown away, and
+# ASGI tells of a disconnect behind the body alone. (Nor does a server know: it stops reading the socket, too.) The
+# app's next reads make room, and so it is heard then.
 #
 # The end: the worker puts DONE, when the iterable is closed. If the client left, hang_up() closes both channels, so
 # that whatever the worker waits for or does next raises, and the host waits on for DONE. If the host is cancelled, it
@@ -311,9 +314,9 @@ class _Cycle:
 
     # Thousands may wait: with a dict each of them would hold five times as much.
     __slots__ = tuple(
-        "_ahead _app_context _app_error _body_begun _body_complete _body_read _brought _caller_context "
+        "_app_context _app_error _body_begun _body_complete _body_read _brought _caller_context "
         "_claim _deaf _door _environ _expected _gone _inlet _items _last_item _outlet _owner _place _receive "
-        "_receiving _response _scope _send _server_error _streams _wanted _worker _writing".split()
+        "_receiver _response _scope _send _server_error _streams _wanted _worker _writing".split()
     )
 
     def __init__(
@@ -342,8 +345,7 @@ class _Cycle:
         self._body_complete = False
         self._deaf = False  # receive() tells no more: middleware that has read the body gives it again and again
         self._streams = False  # the response comes in more than one block
-        self._ahead: asyncio.Task[None] | None = None  # calls receive() for a body that is asked for at once
-        self._receiving = False  # the host is in receive() itself
+        self._receiver: SideTask | None = None  # calls receive(), once, where there is no watch yet
         self._wanted: anyio.Event | None = None  # set once receive() may bring the body, if the client waits for a word
         self._server_error: BaseException | None = None  # out of send() or receive()
         # The worker's
@@ -381,11 +383,11 @@ class _Cycle:
         finally:
             self._door.disarm(self)
             self._inlet.close()  # a thread of the app may still be reading
-            ahead, self._ahead = self._ahead, None
-            if ahead is not None:
-                ahead.cancel()
-        if ahead is not None:
-            await asyncio.wait([ahead])
+            receiver, self._receiver = self._receiver, None
+            if receiver is not None:
+                receiver.cancel()
+        if receiver is not None:
+            await self._door.join(receiver)
         self._hand_context_back()
         self._raise_error()
 
@@ -481,42 +483,35 @@ class _Cycle:
             return False
         if not isinstance(loop, asyncio.AbstractEventLoop):
             return False
-        self._ahead = loop.create_task(self._receive_first_chunk())
+        self._start_receiver()
         loop.call_soon(self._owner._workers.submit, self._work)
         return True
 
-    async def _receive_first_chunk(self) -> None:
+    async def _receive_for_worker(self) -> None:
+        """Have receive() called, since the worker waits for it."""
+        if not (self._receiver or self._body_complete or self._gone):  # it may have come while the worker asked
+            self._start_receiver()
+
+    def _start_receiver(self) -> None:
+        self._receiver = self._door.start(self._receive_aside)
+
+    async def _receive_aside(self) -> None:
+        """Call receive() in a task that nothing but the request's end interrupts.
+
+        What a receive() was about to give when it is cancelled is lost on some servers (granian), for all that asyncio
+        and trio advise. And the host has to be free for what the app says meanwhile: the client may send no more before
+        it has heard that.
+        """
         try:
             await self._receive_chunk()
-        except asyncio.CancelledError:
-            if self._ahead is not None:
+        except BaseException:
+            if self._receiver is not None:
                 self._refuse_cancellation()
-        self._ahead = None
+        self._receiver = None
 
     def _refuse_cancellation(self) -> None:
         self._server_error = ProtocolError("receive() raised a cancellation, and the request was not cancelled")
         self._hang_up()
-
-    async def _receive_for_worker(self) -> None:
-        """Call receive() while the worker waits for it.
-
-        If another thread of the app has something to say meanwhile, receive() is left to a watch: the client may send
-        no more before it has heard that.
-        """
-        if self._items:
-            if READ not in self._items:
-                self._items.append(READ)  # what was said behind it goes first
-        elif self._ahead is None and not self._body_complete:  # else it is on its way, or was while the worker asked
-            with anyio.CancelScope() as scope:
-                if self._outlet.listen(scope.cancel):
-                    self._receiving = True
-                    try:
-                        await self._receive_chunk()
-                    finally:
-                        self._receiving = False
-                    self._outlet.listen(None)
-                    return
-            self._outlet.put_from_loop(READ_ASIDE)
 
     def _needs_watch(self, items: list[_Item]) -> bool:
         if DONE in items or self._gone:
@@ -550,8 +545,8 @@ class _Cycle:
         """Bring the body, then wait for the client to leave. Alone calls receive() while it lives."""
         if self._wanted is not None:
             await self._wanted.wait()
-        if self._ahead is not None:
-            await asyncio.wait([self._ahead])
+        if self._receiver is not None:
+            await self._door.join(self._receiver)
         while not self._gone and not self._deaf:
             if not self._body_complete:
                 await self._inlet.room()
@@ -613,7 +608,7 @@ class _Cycle:
                 return
 
     def _on_slow(self) -> None:
-        if self._receiving:  # which hears that the client has left, too
+        if self._receiver is not None:  # which hears that the client has left, too
             self._door.alarm(self, self._on_slow)
         else:
             self._outlet.put_from_loop(SLOW)

@@ -349,16 +349,24 @@ class AsgiServer:
         slow: the client takes nothing until the exchange's `take()` or `resume()` is called.
         gone_raises: send() raises OSError once the client has left; else it says nothing, as most real servers do.
         yields: receive() and send() always give up the loop once, as hypercorn's; else only to wait, as uvicorn's.
+        lossy: a receive() that is cancelled takes the body's next message with it, as granian's does.
         keep: all is recorded; else what goes on in the middle of a body leaves no trace but `body_length`, for tests
             that look at memory.
     """
 
     def __init__(
-        self, *, slow: bool = False, gone_raises: bool = False, yields: bool = False, keep: bool = True
+        self,
+        *,
+        slow: bool = False,
+        gone_raises: bool = False,
+        yields: bool = False,
+        lossy: bool = True,
+        keep: bool = True,
     ) -> None:
         self.slow = slow
         self.gone_raises = gone_raises
         self.yields = yields
+        self.lossy = lossy
         self.keep = keep
 
     def start(
@@ -426,6 +434,7 @@ class _AsgiExchange:
         self._thread = threading.get_ident()  # the event loop's
         self._receiving = False
         self._sending = False
+        self._to_lose = 0  # messages that cancelled calls of receive() take with them
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -508,6 +517,9 @@ class _AsgiExchange:
                 await anyio.lowlevel.checkpoint()
             self._before_receive()
             message = await self.journal.until(self._at_hand, None)
+        except anyio.get_cancelled_exc_class():
+            self._to_lose += self.server.lossy
+            raise
         finally:
             self._receiving = False
         self._trace(message["type"], message)
@@ -694,6 +706,9 @@ class HttpExchange(_AsgiExchange):
             if not isinstance(head, Signal):
                 if head["type"] == "http.disconnect":
                     self.gone = True
+                elif self._to_lose:
+                    self._to_lose -= 1
+                    continue
                 return head
         return None
 

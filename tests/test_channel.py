@@ -162,21 +162,33 @@ async def test_sleeping_task_is_woken(way: str) -> None:
     assert got == ["item"]
 
 
-async def test_who_listens_hears_the_next_put() -> None:
-    """And nothing if something lies there already, nor once it has stopped listening."""
-    channel: ToLoop[str] = ToLoop(current_door(), 100)
-    heard = Signal("put")
-    assert channel.listen(heard.set)
-    run_in_thread(channel.put, "a")
-    await heard.wait_async()
-    other = Signal("nothing")
-    assert not channel.listen(other.set)
-    assert [*await channel.get()] == ["a"]
-    assert channel.listen(other.set)
-    assert channel.listen(None)
-    run_in_thread(channel.put, "b")
-    await anyio.sleep(0.01)
-    assert not other.is_set()
+async def test_what_is_started_beside_a_task_can_be_joined_and_cancelled() -> None:
+    door = current_door()
+    gate, told = anyio.Event(), []
+
+    async def work() -> None:
+        told.append(word.get())
+        try:
+            await gate.wait()
+            told.append("done")
+        except anyio.get_cancelled_exc_class():
+            told.append("cancelled")
+            raise
+
+    word: contextvars.ContextVar[str] = contextvars.ContextVar("word")
+    word.set("told")
+    ends = door.start(work)
+    cancelled = door.start(work)
+    door.start(work).cancel()  # before it has begun
+    await anyio.wait_all_tasks_blocked()
+    assert told == ["told", "told"]
+    cancelled.cancel()
+    await door.join(cancelled)
+    assert told[2:] == ["cancelled"]
+    gate.set()
+    await door.join(ends)
+    await door.join(ends)
+    assert told[3:] == ["done"]
 
 
 async def test_cancelled_get_loses_nothing() -> None:

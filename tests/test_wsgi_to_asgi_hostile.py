@@ -179,14 +179,20 @@ async def test_a_small_body_is_there_before_the_app_reads(anyio_backend_name: st
     assert exchange.journal.count("receive") == 1
 
 
-async def test_no_read_is_lost_or_answered_twice_whatever_comes_first() -> None:
-    """[W7] [W8] The read may ask while its body is on its way already, and have it before anybody has heard it ask."""
+@pytest.mark.parametrize("end", [[], [http_request(b"", more_body=False)]], ids=["one message", "an end of its own"])
+@pytest.mark.parametrize("yields", [False, True])
+async def test_no_read_is_lost_or_answered_twice_whatever_comes_first(end: list[Any], yields: bool) -> None:
+    """[W7] [W8] The read may ask while its body is on its way already, and have it before anybody has heard it ask.
+
+    No receive() is cancelled for that: granian, which ends a body by a message of its own, would lose it.
+    """
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         bridge = WsgiToAsgi(echo)
-        for _ in range(400):
-            exchange = await AsgiServer(keep=False).run(bridge, POST, b"12345")
+        for _ in range(200):
+            body = [http_request(b"12345", more_body=bool(end)), *end]
+            exchange = await AsgiServer(keep=False, yields=yields).run(bridge, POST, body)
             assert (exchange.error, exchange.body_length) == (None, 5)
     finally:
         sys.setswitchinterval(before)
@@ -208,6 +214,20 @@ async def test_an_answer_does_not_wait_for_a_small_body_that_nobody_reads(blocks
         asked.set()
         await exchange.finish()
     assert (exchange.error, exchange.status, exchange.body) == (None, 413, b"no" * blocks)
+
+
+async def test_a_class_of_error_that_ends_coroutines_is_an_error_of_the_request() -> None:
+    """[W15] Out of a receive() that the app's read waits for."""
+
+    async def receive() -> Any:
+        await anyio.lowlevel.checkpoint()
+        raise GeneratorExit
+
+    async def send(message: Any) -> None:
+        pass
+
+    with anyio.fail_after(10), pytest.raises(ProtocolError, match="receive"):
+        await WsgiToAsgi(echo)(POST, receive, send)  # type: ignore[arg-type, unused-ignore]
 
 
 @pytest.mark.parametrize("scope", [make_scope(), POST])
