@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from bridge.errors import ProtocolError, shown
-from bridge.headers import content_length
+from bridge.headers import content_length, is_self_delimited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -80,7 +80,7 @@ class BodyReader:
     take all of it into memory.
 
     Args:
-        environ: ``wsgi.input``, ``CONTENT_LENGTH`` and ``wsgi.input_terminated`` are looked at.
+        environ: ``wsgi.input``, ``CONTENT_LENGTH``, ``HTTP_TRANSFER_ENCODING`` and ``wsgi.input_terminated`` are looked at.
 
     Raises:
         BadRequest: CONTENT_LENGTH is no plain decimal.
@@ -90,6 +90,8 @@ class BodyReader:
         length = environ.get("CONTENT_LENGTH")
         if length:
             self._remaining: int | None = content_length(length)
+            if is_self_delimited(environ):
+                self._remaining = None
         else:
             # Without a length only a stream that ends by itself can be read (PEP 3333, "Input and Error Streams").
             self._remaining = None if environ.get("wsgi.input_terminated") else 0

@@ -19,6 +19,7 @@ __all__ = [
     "encode_headers",
     "from_cgi",
     "is_bodiless",
+    "is_self_delimited",
     "to_cgi",
     "wire_bytes",
 ]
@@ -133,7 +134,17 @@ def from_cgi(environ: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
                 encoded = wire_bytes(value)
             if encoded or key[:5] == "HTTP_":
                 headers.append((name, encoded))
+    if is_self_delimited(environ):
+        headers = [header for header in headers if header[0] != b"content-length"]
     return headers
+
+
+def is_self_delimited(environ: Mapping[str, Any]) -> bool:
+    """Whether the server takes a request's body out of its chunks: a length beside them says nothing (RFC 9112, 6.3).
+
+    Where the server does not say that its stream ends by itself, the length is all that it can go by.
+    """
+    return bool(environ.get("HTTP_TRANSFER_ENCODING") and environ.get("wsgi.input_terminated"))
 
 
 def content_length(value: str | bytes) -> int:

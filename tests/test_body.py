@@ -239,6 +239,16 @@ def test_a_body_as_messages(body: bytes, length: str | None, terminated: bool | 
         assert stream.reach <= expected  # never past CONTENT_LENGTH
 
 
+@pytest.mark.parametrize("length", ["0", "2", "9"])
+def test_a_length_beside_a_transfer_encoding_is_not_believed(length: str) -> None:
+    """[A3] RFC 9112, 6.3: werkzeug and cheroot take the body out of its chunks, and pass the length on as it came."""
+    environ = {"HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_LENGTH": length, "wsgi.input_terminated": True}
+    reader = BodyReader(environ | {"wsgi.input": StrictInput(b"12345")})
+    assert [reader.next_message(), reader.next_message()] == [request(b"12345", more_body=True), request(b"")]
+    with pytest.raises(BadRequest):
+        BodyReader(environ | {"wsgi.input": StrictInput(b"12345"), "CONTENT_LENGTH": "+5"})
+
+
 @pytest.mark.parametrize("length", [None, "", "0", "5"])
 @pytest.mark.parametrize("terminated", [None, True])
 @pytest.mark.parametrize("missing", [True, False])

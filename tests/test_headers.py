@@ -118,6 +118,14 @@ def test_an_environs_headers_come_back_as_they_were(environ: dict[str, str]) -> 
             {"HTTP_X_A": "1", "CONTENT_TYPE": "a/b", "CONTENT_LENGTH": "5"},
             "x-a: 1, content-type: a/b, content-length: 5",
         ),
+        (
+            {"CONTENT_LENGTH": "5", "HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True},
+            "transfer-encoding: chunked",
+        ),
+        (
+            {"CONTENT_LENGTH": "5", "HTTP_TRANSFER_ENCODING": "chunked"},
+            "content-length: 5, transfer-encoding: chunked",
+        ),
         ({"CONTENT_TYPE": "", "CONTENT_LENGTH": ""}, ""),
         ({"HTTP_X_A": ""}, "x-a: "),
         ({"HTTP_PROXY": "http://evil", "http_proxy": "http://evil"}, ""),
