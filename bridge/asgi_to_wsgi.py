@@ -23,7 +23,7 @@ from anyio.lowlevel import checkpoint
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
 from bridge import threads
-from bridge.body import BodyReader
+from bridge.body import BodyReader, LengthRequired
 from bridge.errors import BadRequest, ClientDisconnected, ProtocolError, shown
 from bridge.files import PathFile
 from bridge.kinds import Kind, check_app
@@ -190,6 +190,8 @@ class AsgiToWsgi:
                 cycle = _Cycle(self, self._life, environ, start_response)
         except Refusal as error:
             return _refuse(error.status, error.headers, f"No WebSocket: {error}", start_response)
+        except LengthRequired as error:
+            return _refuse("411 Length Required", [], f"Length Required: {error}", start_response)
         except BadRequest as error:
             return _refuse("400 Bad Request", [], f"Bad Request: {error}", start_response)
         return cycle.begin()
@@ -375,7 +377,8 @@ class _Cycle:
         self._receivers: list[asyncio.Future[None]] = []  # woken when there is something to receive
         self._senders: list[asyncio.Future[None]] = []  # woken when the window has room
         # What the server says is translated before anything is begun that would have to be ended.
-        self._reader = BodyReader(environ) if environ.get("CONTENT_LENGTH") else None
+        has_body = environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ
+        self._reader = BodyReader(environ) if has_body else None
         self._scope = self._build_scope()
         extensions = self._scope["extensions"]
         # A WebSocket's has no method: it is that of a GET.

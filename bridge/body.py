@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from bridge.errors import ProtocolError, shown
+from bridge.errors import BadRequest, ProtocolError, shown
 from bridge.headers import content_length, is_self_delimited
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from asgiref.typing import HTTPDisconnectEvent, HTTPRequestEvent
 
-__all__ = ["BodyReader", "InputStream", "WsgiInput"]
+__all__ = ["BodyReader", "InputStream", "LengthRequired", "WsgiInput"]
 
 PIECE = 64 * 1024
 """Bytes asked from a server's wsgi.input at once: gunicorn, gevent and granian block until all of them are there."""
@@ -73,6 +73,10 @@ class WsgiInput:
         return self._open()
 
 
+class LengthRequired(BadRequest):
+    """Raised when a request's body is in chunks that the server does not take apart."""
+
+
 class BodyReader:
     """A request's body as the messages that ``receive()`` gives.
 
@@ -80,10 +84,12 @@ class BodyReader:
     take all of it into memory.
 
     Args:
-        environ: ``wsgi.input``, ``CONTENT_LENGTH``, ``HTTP_TRANSFER_ENCODING`` and ``wsgi.input_terminated`` are looked at.
+        environ: ``wsgi.input``, ``wsgi.input_terminated``, ``CONTENT_LENGTH`` and ``HTTP_TRANSFER_ENCODING`` are
+            looked at.
 
     Raises:
         BadRequest: CONTENT_LENGTH is no plain decimal.
+        LengthRequired: There is none, and a Transfer-Encoding in its place that the server leaves to the app.
     """
 
     def __init__(self, environ: Mapping[str, Any]) -> None:
@@ -95,6 +101,8 @@ class BodyReader:
         else:
             # Without a length only a stream that ends by itself can be read (PEP 3333, "Input and Error Streams").
             self._remaining = None if environ.get("wsgi.input_terminated") else 0
+            if self._remaining == 0 and environ.get("HTTP_TRANSFER_ENCODING"):
+                raise LengthRequired("the body needs a Content-Length here: this server takes no chunks apart")
         stream = environ.get("wsgi.input")
         if stream is None:
             stream, self._remaining = io.BytesIO(), 0

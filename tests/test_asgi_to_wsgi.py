@@ -216,6 +216,23 @@ def test_nothing_is_read_past_the_content_length_unless_the_stream_ends_by_itsel
     assert run(application, post(FakeInput(b"hello")) | {"wsgi.input_terminated": True}).body == b"hello"
 
 
+@pytest.mark.parametrize("length", [None, ""])
+def test_chunks_that_the_server_does_not_take_apart_are_answered_411(wrap: Wrap, length: str | None) -> None:
+    """[A3] [A4] wsgiref and uWSGI leave them to the app, which would see an empty body."""
+    calls: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        calls.append(scope)
+        await echo(scope, receive, send)
+
+    environ = make_environ("POST", HTTP_TRANSFER_ENCODING="chunked") | {"wsgi.input": FakeInput(b"5\r\nhello")}
+    environ |= {} if length is None else {"CONTENT_LENGTH": length}
+    exchange = run(wrap(app), dict(environ), validate=False)
+    assert (exchange.status_code, calls) == (411, [])
+    environ["wsgi.input"] = FakeInput(b"hello")
+    assert run(wrap(app), environ | {"wsgi.input_terminated": True}, validate=False).body == b"hello"
+
+
 @pytest.mark.parametrize("length", ["-1", "x", "1_0", "+5", "5.0"])
 def test_a_content_length_that_is_no_plain_decimal_is_answered_400(wrap: Wrap, length: str) -> None:
     """[A3]"""
