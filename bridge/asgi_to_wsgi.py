@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+from anyio import EndOfStream
 from anyio.lowlevel import checkpoint
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
@@ -1355,11 +1356,14 @@ def _client_left() -> ClientDisconnected:
 def _tells_of_leaving(error: BaseException | None) -> bool:
     """Whether an app's error only says that its client has left, or that it was cancelled for that.
 
-    Starlette raises a ClientDisconnect of its own while it handles ours. What else fails meanwhile, as a clean-up does,
-    is a mistake of the app's.
+    Starlette raises a ClientDisconnect of its own while it handles ours, and its BaseHTTPMiddleware a RuntimeError if
+    the app inside has left without a response. What else fails meanwhile, as a clean-up does, is a mistake of the
+    app's.
     """
     while error is not None:
         if isinstance(error, ClientDisconnected) or is_cancellation(error):
+            return True
+        if type(error) is RuntimeError and type(error.__cause__) is EndOfStream:
             return True
         if isinstance(error, BaseExceptionGroup):
             return all(map(_tells_of_leaving, cast("BaseExceptionGroup[BaseException]", error).exceptions))

@@ -846,3 +846,46 @@ assert set(beside.get()) == {None}
 assert shown() is None
 """
     )
+
+
+@pytest.mark.parametrize("patch", ["", PATCH], ids=["unpatched", "patched"])
+def test_a_greenlet_that_is_stopped_before_it_comes_to_the_wsgi_app_inside_leaves_no_error(patch: str) -> None:
+    """[A10] [C1] [A23] Starlette's middleware complains then that there was no response."""
+    run(
+        patch
+        + """
+import asyncio, logging
+import gevent
+from bridge import AsgiToWsgi, WsgiToAsgi, threads
+from starlette.middleware.base import BaseHTTPMiddleware
+
+logging.basicConfig()
+entered, flags = [], set()
+
+def inner(environ, start_response):
+    start_response("200 OK", [])
+    return [b"null"]
+
+class Middleware(BaseHTTPMiddleware):
+    async def dispatch(self, request, call_next):
+        entered.append(request.url.path)
+        while request.url.path == "/slow" and not flags:
+            await asyncio.sleep(0.01)
+        return await call_next(request)
+
+app = Middleware(WsgiToAsgi(inner))
+"""
+        + DRIVER
+        + """
+get_together("/", 3)
+greenlet = gevent.spawn(get, "/slow")
+while entered[-1] != "/slow":
+    gevent.sleep(0.01)
+flags.add("go on")
+threads.sleep(0.2)  # a real one: the app inside asks for its thread meanwhile, which cannot come
+greenlet.kill(timeout=10)
+assert greenlet.dead
+get_together("/", 1)
+bridged.close()
+"""
+    )
