@@ -101,6 +101,12 @@ logger: logging.Logger = logging.getLogger("bridge")
 # the greenlets and one real thread, but many real threads that want the same lock, as all that log do, come to wait for
 # each other's hubs.
 #
+# Of gevent's other things, its sockets, queues and child watchers belong to one hub for good. They are mended when the
+# first loop is made, each as little as its kind allows: a socket is waited for by a watcher of the hub that waits; a
+# child is made while the main hub, which alone hears of its end, stands still; queues, whose compiled classes cannot be
+# changed, are made of locks from then on. The thread's hub always expects something: gevent ends a wait by LoopExit
+# where it sees nobody who could end it, and does not see other hubs.
+#
 # None of it exists while gevent is not imported. Whether it is, is asked where a thread begins to wait.
 
 
