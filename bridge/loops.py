@@ -343,8 +343,9 @@ class TurnedLoop:
             with self._mutex:
                 if turn.told or self._leader is turn:
                     return not turn.told
-                if turn.failure is not None:
-                    raise RuntimeError("the thread that ran the event loop has failed") from turn.failure
+                failure, turn.failure = turn.failure, None  # which another wait shall not hear of
+                if failure is not None:
+                    raise RuntimeError("the thread that ran the event loop has failed") from failure
                 if self._over:
                     raise RuntimeError("the event loop was closed before it came to what was waited for")
             turn._sleep()

@@ -69,7 +69,7 @@ SLEEP_SECONDS = 0.2
 
 ANSWER_SECONDS = 5.0
 """How long the main thread's hub may take to answer, else nobody is taken to run it; asked where another thread makes
-the first loop. Guessed, as is the next."""
+the first loop. Also how long it stands still at most while a child is made. Guessed, as is the next."""
 
 HOME_SECONDS = 30.0
 """How long a hub may be busy while a loop's thread waits for it to start a thread."""
@@ -405,6 +405,8 @@ def make_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.Abstr
         # Real threads wait in queues: gevent's wait in a hub, of which such a thread has nothing to expect.
         _give_queues(_original("queue", "SimpleQueue"))
     _mend_asgiref()
+    if monkey is None:
+        return factory()
     with _real_for_loops():  # what is patched may be these alone
         return factory()
 
@@ -485,8 +487,12 @@ def _real_for_loops() -> Generator[None, None, None]:
         with _making_mutex:
             _making.pop()
             if not _making:
-                for module, name, value in _patched:
-                    setattr(module, name, value)
+                _put_patched_back()
+
+
+def _put_patched_back() -> None:
+    for module, name, value in _patched:
+        setattr(module, name, value)
 
 
 def _mend_libraries() -> None:
@@ -654,7 +660,8 @@ def _home_stopped() -> Generator[None, None, None]:
 
     def stop() -> None:
         stopped.release()
-        go_on.acquire()
+        # Not for ever: what is called at a fork may want a lock that another greenlet of the hub has.
+        go_on.acquire(timeout=ANSWER_SECONDS)
 
     _spawn(stop)
     try:
@@ -748,5 +755,15 @@ def _spawn(func: Callable[[], object]) -> None:
     _home.loop.run_callback_threadsafe(sys.modules["gevent"].spawn, func)
 
 
+def _after_fork() -> None:
+    """None of the threads is there any more, whatever it was about."""
+    global _making_mutex
+    _ours.clear()
+    if _making:
+        _put_patched_back()
+    _making.clear()
+    _making_mutex = Lock()
+
+
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_ours.clear)
+    os.register_at_fork(after_in_child=_after_fork)

@@ -243,13 +243,13 @@ def test_a_keeper_that_fails_fails_who_waits_for_it_and_another_one_comes(
         raise OSError("the selector is gone")
 
     monkeypatch.setattr(loop, "_run", fail)
-    waiting = [in_thread(loop.wait, Turn(), None) for _ in range(2)]
+    turn = Turn()
+    waiting = [in_thread(loop.wait, each, None) for each in (turn, Turn())]
     for each in waiting:
         with pytest.raises(RuntimeError, match="the thread that ran the event loop has failed") as raised:
             each.result()
         assert str(raised.value.__cause__) == "the selector is gone"
     monkeypatch.setattr(loop, "_run", run)
-    turn = Turn()
     run_in_thread(lambda: loop.wait(turn, teller(loop, turn)))
     assert turn.told
     assert caplog.text.count("the thread that runs the loop has failed") == 1
