@@ -198,9 +198,9 @@ class Handshake:
 #
 # Memory is bounded by not reading: while WINDOW bytes or MESSAGES messages wait for the app, and while more than WINDOW
 # bytes wait for the client, to whom each of its pings would add a pong. Compressed messages may be many times as long
-# as what was read: they are unpacked slice by slice, and the rest waits as it came. An app that sends to a client which does not
-# read waits in send(). A client that makes no progress from one ping to the next is given up; but not if it is our app
-# that keeps its answer from being read.
+# as what was read: they are unpacked slice by slice, and the rest waits as it came. An app that sends to a client which
+# does not read waits in send(). A client that makes no progress from one ping to the next is given up; but not if it is
+# our app that keeps its answer from being read.
 
 
 class Connection:
