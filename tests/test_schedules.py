@@ -85,10 +85,6 @@ def items_go_to_a_loop(s: Schedule) -> None:
         threads = [s.start(lambda number=number: put(channel, number), f"put-{number}") for number in (0, 1)]  # type: ignore[misc]
         ended = 0
         while ended < 2:
-            if s.random.random() < 0.3:
-                heard = asyncio.Event()
-                if channel.listen(heard.set):
-                    await heard.wait()
             for item in await channel.get():
                 got.append(item)
                 if isinstance(item, int):

@@ -1329,7 +1329,7 @@ def test_interrupt_of_the_servers_thread_breaks_the_connection_off(
         with client, server, AsgiToWsgi(app, loop=loop, lifespan="off") as application:  # type: ignore[arg-type]
             talking = in_thread(talk)
             with pytest.raises(Interrupt):
-                application(environ, lambda *_: None)  # type: ignore[arg-type, return-value]
+                application(environ, lambda *_: None)  # type: ignore[arg-type]
             with pytest.raises(BrokenPipeError):
                 server.sendall(b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
             assert talking.result() == (None if blocked else 1012)
