@@ -113,7 +113,7 @@ class Door(abc.ABC):
         """Run a callback after some seconds, from within the loop."""
 
     def runs_here(self) -> bool:
-        """Whether the caller is in asyncio's loop.
+        """Whether the caller is within the loop.
 
         Any of a `TurnedLoop`'s threads may run it. A patched loop may be run by a greenlet, and asyncio's mark is its
         whole thread's.
@@ -250,6 +250,14 @@ class _TrioDoor(Door):
 
     async def join(self, task: _TrioSideTask) -> None:
         await task.join()
+
+    def runs_here(self) -> bool:
+        import trio.lowlevel
+
+        try:
+            return trio.lowlevel.current_trio_token() is self.native
+        except RuntimeError:  # the caller is in none of trio's
+            return False
 
     def _call_soon(self, callback: Callable[[], None]) -> None:
         self.native.run_sync_soon(callback)

@@ -736,7 +736,7 @@ class LentLoop:
 
     Args:
         native: The event loop, or trio's token.
-        runs_here: Whether the caller is in it.
+        runs_here: Whether the caller is within the loop.
         ring: Has the loop run a callback; from any thread. Raises RuntimeError where the loop has ended.
         at_shutdown: Takes a coroutine function, to be called when the server outside shuts down.
 
@@ -755,12 +755,12 @@ class LentLoop:
         self.key = native
         self.native: Any = native if isinstance(native, asyncio.AbstractEventLoop) else _TrioLoop()
         self.at_shutdown = at_shutdown
-        self._runs_here = runs_here
+        self.runs_here = runs_here
         self._ring = ring
 
     def wait(self, turn: Turn, callback: Callable[[], object] | None = None) -> None:
         """Return once the turn was told; see `TurnedLoop.wait`."""
-        if self._runs_here():
+        if self.runs_here():
             raise RuntimeError("an event loop cannot be waited for by what runs in it")
         turn._prepare()
         if callback is not None:
@@ -776,17 +776,6 @@ class LentLoop:
 
     def is_led_by(self, turn: Turn) -> bool:
         return False
-
-    def runs_here(self) -> bool:
-        """Whether the caller is within the loop."""
-        if isinstance(self.key, asyncio.AbstractEventLoop):
-            return asyncio._get_running_loop() is self.key
-        import trio
-
-        try:
-            return trio.lowlevel.current_trio_token() is self.key
-        except RuntimeError:  # it is in none of trio's
-            return False
 
     def post(self, callback: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from bridge.channel import PATIENCE, Closed, Door, StepsToLoop, StepsToThread, ToLoop, ToThread, current_door
@@ -488,3 +489,10 @@ async def test_steps_to_thread_has_room_for_each_item_that_is_wanted() -> None:
             channel.want()
         channel.close()
         await channel.room()
+
+
+async def test_a_door_tells_whether_the_caller_is_within_its_loop() -> None:
+    """[C1], [C2]"""
+    door = current_door()
+    assert door.runs_here()
+    assert await anyio.to_thread.run_sync(door.runs_here) is False
