@@ -57,6 +57,10 @@ class CommandError(BridgeError):
     """Raised for what the user of the command line has to put right; its cause, if any, is an error of their code."""
 
 
+def say(text: str) -> None:
+    sys.stderr.write(f"python -m bridge: {text}\n")  # in one piece: many workers may speak at once
+
+
 class Address(NamedTuple):
     """Where to listen. Port 0 is any free port."""
 
@@ -130,6 +134,9 @@ def load_app(target: str, *, factory: bool = False) -> object:
         raise CommandError(f"expected module:app, got {target!r}{hint_for(target)}")
     if module_name.endswith(".py") or "/" in module_name or os.sep in module_name:
         raise CommandError(f"expected a module's name before the colon, got {module_name!r}{hint_for(target)}")
+    if module_name.startswith("."):
+        whole = f"{module_name.strip('.') or 'module'}:{path}"
+        raise CommandError(f"expected a module's whole name, got {module_name!r}; is it {whole}?")
     found: object = import_module(module_name)
     done = module_name
     for name in path.split("."):
@@ -204,7 +211,10 @@ def hint_for(target: str) -> str:
     file, _, name = target.partition(":")
     if not file:
         return ""
-    module = file.removesuffix(".py").removeprefix("./").strip("/").replace("/", ".").replace(os.sep, ".")
+    directory, base = os.path.split(file.removesuffix(".py").removeprefix("./"))
+    if os.path.isabs(file) or ".." in directory.split("/"):  # no module's name begins where it lies
+        return f"; is it {base}:{name or 'app'}, run in {directory}?"
+    module = os.path.join(directory, base).strip("/").replace("/", ".").replace(os.sep, ".")
     return f"; is it {module}:{name or 'app'}?"
 
 
@@ -311,13 +321,15 @@ def serve_asgi_app(app: ASGI3Application, service: Service) -> int:
         with ThreadedWSGIServer(service.listener, application, service.threads) as server:
             application.startup()
             try:
+                if interrupted.is_set():  # within the app's startup, which may have caught it
+                    raise KeyboardInterrupt
                 if service.announces:
                     announce(service, Kind.ASGI)
                 server.serve_forever()
             except KeyboardInterrupt:
                 server.drain()
     except LifespanFailure as exc:
-        print(f"python -m bridge: {service.target} did not start: {exc}", file=sys.stderr)
+        say(f"{service.target} did not start: {exc}")
         return 1
     finally:
         application.close()
@@ -327,36 +339,51 @@ def serve_asgi_app(app: ASGI3Application, service: Service) -> int:
 def serve_in_workers(count: int, serve: Callable[[], int]) -> int:
     """Serve in so many processes that are forked here, until SIGINT or SIGTERM; the exit status.
 
-    One that ends by itself ends all: to keep processes running is a service manager's business.
+    One that ends by itself ends all: to keep processes running is a service manager's business. They end with this
+    process, too, however it ends.
     """
     if not hasattr(os, "fork"):
         raise CommandError("--workers needs a system that can fork")
+    # Nothing is ever written. Only this process has the other end, so to read ends when this process has.
+    parents_end, our_end = os.pipe()
     children: set[int] = set()
     status = 0
     try:
         for _ in range(count):
             child = os.fork()
             if not child:
-                _end_worker(serve)
+                os.close(our_end)
+                _end_worker(serve, parents_end)
             children.add(child)
         child, how = os.wait()
         children.discard(child)
-        status = os.waitstatus_to_exitcode(how) or 1
+        code = os.waitstatus_to_exitcode(how)
+        told = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended by itself, with status {code}"
+        say(f"worker {child} {told}: so all end")
+        status = code or 1
     except KeyboardInterrupt:
         pass
-    for child in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGTERM)
-    for child in children:
-        _, how = os.waitpid(child, 0)
-        status = status or os.waitstatus_to_exitcode(how)
+    os.close(parents_end)
+    # So they all stop, by themselves: a signal may be lost on a process that has just been forked.
+    os.close(our_end)
+    while children:
+        try:
+            child, how = os.wait()
+            children.discard(child)
+            status = status or os.waitstatus_to_exitcode(how)
+        except KeyboardInterrupt:  # a second one
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGTERM)
     return 1 if status else 0
 
 
-def _end_worker(serve: Callable[[], int]) -> NoReturn:
+def _end_worker(serve: Callable[[], int], parents_end: int) -> NoReturn:
     """Be a worker, and end as one: what stands on the parent's stack is not for the child."""
     status = 1
     try:
+        os.setpgid(0, 0)  # a terminal's Ctrl-C is for the parent: two would be one too many
+        stop_when_it_ends(parents_end)
         status = serve()
     except KeyboardInterrupt:
         status = 0
@@ -450,30 +477,39 @@ class ThreadedWSGIServer(ThreadingMixIn, WSGIServer):
             self._changed.wait_for(lambda: not self._open, 1.0)
 
 
+interrupted = threading.Event()
+
+
+def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    interrupted.set()
+    raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
 def signals_as_interrupt() -> Generator[None]:
     """Make SIGTERM raise KeyboardInterrupt as SIGINT does, and SIGINT also where a shell's `&` has it ignored."""
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.default_int_handler) for number in signals]
+    before = [signal.signal(number, interrupt) for number in signals]
     try:
         yield
     finally:
+        interrupted.clear()
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set by Python
 
 
-def stop_when_stdin_closes() -> None:
-    """Stop this process when the one that started it has gone, however that ended.
+def stop_when_it_ends(pipe: int) -> None:
+    """Stop this process when the one that holds the other end of a pipe has gone, however that ended.
 
     The thread lives as long as the process.
     """
 
     def watch() -> None:
-        while os.read(0, 1024):
+        while os.read(pipe, 1024):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, name="bridge-stdin", daemon=True).start()
+    threading.Thread(target=watch, name="bridge-parent", daemon=True).start()
 
 
 # --- The command line ---------------------------------------------------------------------------------------------
@@ -483,10 +519,12 @@ def parse_address(text: str) -> Address:
     host, colon, port = text.rpartition(":")
     if not colon:
         host = "127.0.0.1"
+    if colon and host in ("", "*"):
+        host = "0.0.0.0"  # as gunicorn takes it
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise argparse.ArgumentTypeError(f"an IPv6 address goes in brackets, [{text}]:PORT or [{host}]:{port}")
+        raise argparse.ArgumentTypeError(f"an IPv6 address goes in brackets, as in [{host}]:{port}, got {text!r}")
     if not host or not port.isdecimal() or not port.isascii() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"expected HOST:PORT, [IPV6]:PORT or PORT, got {text!r}")
     return Address(host, int(port))
@@ -564,7 +602,7 @@ def run(command: Callable[[argparse.Namespace], int], options: argparse.Namespac
     except CommandError as exc:
         if exc.__cause__ is not None:
             print(told_whole(exc.__cause__), file=sys.stderr)
-        print(f"python -m bridge: {exc}", file=sys.stderr)
+        say(str(exc))
         return 2
     except KeyboardInterrupt:  # before there was anything to stop, or a second one during the stop
         return 130
@@ -572,7 +610,7 @@ def run(command: Callable[[argparse.Namespace], int], options: argparse.Namespac
 
 def run_app(options: argparse.Namespace) -> int:
     if options.until_stdin_closes:
-        stop_when_stdin_closes()
+        stop_when_it_ends(0)
     app = load_app(options.app, factory=options.factory)
     kind = settle_kind(options.app, app, options.kind)
     if kind is Kind.WSGI and importlib.util.find_spec("uvicorn") is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -108,6 +109,12 @@ def endless(environ, start_response):
         yield b"tick"
         time.sleep(0.05)
 
+def slow(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    yield b"a"
+    time.sleep(1)
+    yield b"b"
+
 def anything(*args):
     return application(*args)
 
@@ -122,6 +129,7 @@ lazy = Lazy()
 """,
     "shop_async": """
 import asyncio
+import time
 
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -141,6 +149,22 @@ async def app(scope, receive, send):
 async def refuses(scope, receive, send):
     await receive()
     await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+async def slow(scope, receive, send):
+    if scope["type"] == "lifespan":
+        raise ValueError
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"a", "more_body": True})
+    await asyncio.sleep(1)
+    await send({"type": "http.response.body", "body": b"b"})
+
+async def interrupted_at_startup(scope, receive, send):
+    import os, signal
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    except BaseException:
+        raise ValueError
 
 async def leaves(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -180,6 +204,12 @@ except Exception as error:
             False,
             "expected a module's name before the colon, got 'shop_main.py'; is it shop_main:make?",
         ),
+        (
+            "/srv/shop/main.py:app",
+            False,
+            "expected a module's name before the colon, got '/srv/shop/main.py'; is it main:app, run in /srv/shop?",
+        ),
+        (".shop_main:make", False, "expected a module's whole name, got '.shop_main'; is it shop_main:make?"),
         ("shop_nowhere:app", False, "there is no module 'shop_nowhere' in "),
         ("shop_main.sub:app", False, "there is no module 'shop_main.sub' in "),
         ("shop_main:aplication", False, "shop_main has no 'aplication'; did you mean 'application'?"),
@@ -306,6 +336,8 @@ def test_apps_are_found_by_module_and_dotted_name_and_made_by_factories(
         ("localhost:0", ("localhost", 0)),
         ("[::1]:65535", ("::1", 65535)),
         ("8000", ("127.0.0.1", 8000)),
+        (":8000", ("0.0.0.0", 8000)),
+        ("*:8000", ("0.0.0.0", 8000)),
     ],
 )
 def test_addresses_are_read(text: str, address: tuple[str, int]) -> None:
@@ -317,7 +349,6 @@ def test_addresses_are_read(text: str, address: tuple[str, int]) -> None:
     [
         ["m:app", "--bind", "::1:8000"],
         ["m:app", "--bind", "localhost"],
-        ["m:app", "--bind", ":8000"],
         ["m:app", "--bind", "localhost:65536"],
         ["m:app", "--bind", "localhost:\u0661"],
         ["m:app", "--threads", "0"],
@@ -592,7 +623,8 @@ def test_a_second_interrupt_hangs_up_at_once(serve: Callable[..., Served], targe
         served.process.send_signal(signal.SIGINT)
         wait_until_nobody_listens(served.address)  # the first one has come
         served.process.send_signal(signal.SIGINT)
-        assert served.wait() == (0, last_words, "")
+        status, out, err = served.wait()
+    assert (status, set(out.splitlines()), err) == (0, set(last_words.splitlines()), "")
 
 
 # Requests in flight have far longer to end than the test.
@@ -611,6 +643,12 @@ def wait_until_nobody_listens(address: str) -> None:
     pytest.fail(f"{address} still answers")
 
 
+def test_an_interrupt_that_the_startup_has_caught_stops_all_the_same(serve: Callable[..., Served]) -> None:
+    served = serve("shop_async:interrupted_at_startup")
+    status, out, err = served.wait()
+    assert (served.line, status, out, err) == ("", 0, "", "")
+
+
 @pytest.mark.parametrize("target", ["shop_main:application", "shop_async:app"])
 def test_the_end_of_stdin_stops_where_that_is_asked_for(serve: Callable[..., Served], target: str) -> None:
     served = serve(target, "--until-stdin-closes")
@@ -627,7 +665,45 @@ def test_a_worker_that_ends_by_itself_ends_all(serve: Callable[..., Served], tar
     if target.endswith("leaves"):
         with contextlib.suppress(httpx.TransportError):
             httpx.get(served.address, trust_env=False, timeout=LIMIT)
-    assert served.wait()[0] == status
+    returned, _, err = served.wait()
+    assert returned == status
+    assert re.search(r"^python -m bridge: worker \d+ ended by itself, with status [01]: so all end$", err, re.M)
+
+
+def worker_of(served: Served) -> int:
+    """The process that answers."""
+    with httpx.stream("GET", served.address, trust_env=False, timeout=LIMIT) as stream:
+        return int(next(stream.iter_text()))
+
+
+def test_a_worker_that_is_killed_is_named_with_its_signal(serve: Callable[..., Served]) -> None:
+    served = serve("shop_async:process", "--workers", "2")
+    worker = worker_of(served)
+    os.kill(worker, signal.SIGKILL)
+    status, _, err = served.wait()
+    assert (status, err) == (1, f"python -m bridge: worker {worker} was ended by SIGKILL: so all end\n")
+
+
+def test_workers_end_with_a_parent_that_is_killed(serve: Callable[..., Served]) -> None:
+    served = serve("shop_async:process", "--workers", "2")
+    assert worker_of(served) != served.process.pid
+    served.process.kill()
+    wait_until_nobody_listens(served.address)
+
+
+@pytest.mark.parametrize("target", ["shop_main:slow", "shop_async:slow"])
+def test_an_interrupt_of_the_whole_terminal_lets_requests_of_workers_end(
+    serve: Callable[..., Served], target: str
+) -> None:
+    """It reaches all processes of a group, which is what a shell makes of a command."""
+    served = serve(target, "--workers", "2")
+    with httpx.stream("GET", served.address, trust_env=False, timeout=LIMIT) as response:
+        text = response.iter_text()
+        assert next(text) == "a"
+        os.killpg(served.process.pid, signal.SIGINT)
+        assert "".join(text) == "b"
+    status, _, err = served.wait()
+    assert (status, err) == (0, "")
 
 
 def test_requests_are_served_by_more_than_one_worker(serve: Callable[..., Served]) -> None:
