@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ import flask
 import httpx
 import pytest
 
+import bridge
 from bridge import AsgiToWsgi, WsgiToAsgi
 from bridge.__main__ import main
 from tests.drivers import AsgiServer
@@ -185,6 +187,25 @@ def test_wsgi_middleware_around_an_asgi_app() -> None:
     application = run(block_with("application = ProxyFix"))["application"]
     with application.app, httpx.Client(transport=httpx.WSGITransport(application)) as client:
         assert client.get("http://testserver/").json() == "a FastAPI site"
+
+
+def test_an_asgi_app_finds_the_environ_of_its_server() -> None:
+    """[A2]"""
+    application = run(block_with("REMOTE_USER"))["application"]
+    transport = httpx.WSGITransport(application)
+    with application, httpx.Client(transport=transport) as client:
+        assert client.get("http://testserver/").text == "nobody"
+
+
+def test_the_errors_of_the_table_are_there_all_and_as_they_are_told() -> None:
+    """[S1]"""
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (?:`(\w+)` )?\|$", README, re.MULTILINE)
+    told = {name: base for name, base in rows if hasattr(bridge, name)}
+    errors = {name for name in bridge.__all__ if isinstance(getattr(bridge, name), type(Exception))}
+    errors = {name for name in errors if issubclass(getattr(bridge, name), bridge.BridgeError)}
+    assert told.keys() == errors - {"BridgeError"}
+    for name, base in told.items():
+        assert not base or issubclass(getattr(bridge, name), getattr(builtins, base))
 
 
 def test_statistics_are_numbers_by_name() -> None:
