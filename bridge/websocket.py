@@ -34,6 +34,9 @@ __all__ = ["Connection", "Handshake", "Refusal", "find_socket"]
 PIECE = 64 * 1024
 """Bytes read at once, and about those written."""
 
+READS = 4
+"""Pieces that are read before other connections have their turn."""
+
 WINDOW = 64 * 1024
 """Bytes of messages that may wait for the app, or for the client, until the other side is held."""
 
@@ -463,22 +466,33 @@ class Connection:
         self._write()
 
     def _read(self) -> None:
-        if self.is_over or not self._wants_to_read():
-            return
+        """Read until nothing is left, or until it is the loop's turn.
+
+        Who stops after one piece would have to be told again that there is more: no descriptor tells of what TLS has
+        decrypted, and uvloop tells of a reset together with the data before it, and then never again.
+        """
+        for _ in range(READS):
+            if self.is_over or not self._wants_to_read():
+                return
+            data = self._read_piece()
+            if data is None:
+                return
+            self._take(data)
+        self._loop.call_soon(self._read)
+
+    def _read_piece(self) -> bytes | None:
         self._read_needs = False
         try:
-            data = self._sock.recv(PIECE)
+            return self._sock.recv(PIECE)
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
-            self._watch()
+            pass
         except ssl.SSLWantWriteError:
             self._read_needs = True
-            self._watch()
         except (OSError, ValueError):
             self._finish()
-        else:
-            self._take(data)
-            if self._pending():
-                self._loop.call_soon(self._read)
+            return None
+        self._watch()
+        return None
 
     def _write(self) -> None:
         """Send what is outgoing, as far as the client takes it."""

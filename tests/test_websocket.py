@@ -14,6 +14,7 @@ import logging
 import signal
 import socket
 import ssl
+import struct
 import sys
 import threading
 import time
@@ -570,6 +571,37 @@ def test_client_that_leaves_without_a_word_is_1006(serve: Serve) -> None:
     exchange.ws.sock.close()
     exchange.result()
     assert app.wait(1) == [GONE]
+
+
+def test_reset_behind_data_is_noticed() -> None:
+    """[A22]: on uvloop, which tells of both at once."""
+    gone = Signal()
+    listener = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(listener.getsockname())
+    server, _ = listener.accept()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(ACCEPT)
+        ws.read_answer()
+        ws.send(TEXT, b"part", fin=False)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()  # while the loop looks elsewhere: here
+        assert (await receive())["code"] == 1006
+        gone.set()
+
+    ws = RawWebSocket(client)
+    client.settimeout(LIMIT)
+    environ = make_environ("GET", "/", "", list(HANDSHAKE.items()))
+    environ |= {"werkzeug.socket": server, "wsgi.input": io.BytesIO()}
+    with (
+        listener,
+        client,
+        server,
+        AsgiToWsgi(app, loop_factory=uvloop.new_event_loop, lifespan="off") as application,  # type: ignore[arg-type]
+    ):
+        in_thread(partial(WsgiServer().run, application, environ)).result()
+    gone.wait()
 
 
 def test_client_that_leaves_before_the_answer_is_1006(serve: Serve) -> None:
