@@ -236,6 +236,7 @@ class Connection:
         self._protocol = handshake.protocol
         self._on_left = on_left
         self._on_over = on_over
+        self._is_tls = hasattr(sock, "pending") and hasattr(sock, "unwrap")  # gevent has a class of its own
         self._fd = sock.fileno()
         self._timeout = sock.gettimeout()  # the server's, given back at the end
         # From the client
@@ -536,8 +537,8 @@ class Connection:
         """End our side; the client's goes on."""
         self._shuts = False
         try:
-            if isinstance(self._sock, ssl.SSLSocket):
-                self._sock.unwrap()  # all it can do without waiting is to say that we have ended
+            if self._is_tls:
+                cast("ssl.SSLSocket", self._sock).unwrap()  # all it can do without waiting is to say that we have ended
             else:
                 self._sock.shutdown(socket.SHUT_WR)
         except (OSError, ValueError):
@@ -553,7 +554,7 @@ class Connection:
         return self._size > WINDOW or len(self._messages) >= MESSAGES
 
     def _pending(self) -> bool:
-        return not self.is_over and isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
+        return not self.is_over and self._is_tls and cast("ssl.SSLSocket", self._sock).pending() > 0
 
     def _watch(self) -> None:
         """Have the loop watch the socket for what is waited for."""

@@ -224,6 +224,15 @@ def test_frames_that_came_with_the_handshake_are_not_lost(site: Site) -> None:
 
 
 @with_tls
+@pytest.mark.parametrize("size", [4000, 8200, 16000, 40_000])
+def test_long_frames_that_came_with_the_handshake_are_not_lost(site: Site, size: int) -> None:
+    """Of which the server has read a part: what TLS has decrypted beyond that, no descriptor tells of."""
+    with site.raw() as ws:
+        ws.open("/echo", frame(TEXT, b"x" * size))
+        assert ws.read() == Frame(TEXT, b"x" * size)
+
+
+@with_tls
 @pytest.mark.parametrize("how", ["end", "reset"])
 def test_client_that_vanishes_is_noticed(site: Site, how: str) -> None:
     with site.raw() as ws:
