@@ -411,7 +411,7 @@ class AsgiWebsocket:
         return take(self, message)
 
     def _accept(self, message: Mapping[str, Any]) -> Accept:
-        subprotocol = message.get("subprotocol")
+        subprotocol = message.get("subprotocol") or None  # an empty one is none: a token has a character (RFC 9110)
         if subprotocol is not None and subprotocol not in self._subprotocols:
             # RFC 6455, 4.1: the client would have to fail the connection.
             raise ProtocolError(
@@ -423,7 +423,8 @@ class AsgiWebsocket:
             if name.lower().startswith("sec-websocket-"):
                 raise ProtocolError(f"'websocket.accept' got the header {name!r}, which is the server's to send")
         self._accepted = WebsocketState.OPEN
-        return Accept(subprotocol, headers)
+        # RFC 9110, 8.6: a 1xx response MUST NOT tell a length.
+        return Accept(subprotocol, [header for header in headers if header[0].lower() != "content-length"])
 
     def _data(self, message: Mapping[str, Any]) -> Data:
         data, text = message.get("bytes"), message.get("text")

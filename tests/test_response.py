@@ -678,6 +678,8 @@ def websocket_snapshot(machine: AsgiWebsocket, denial: AsgiResponse) -> object:
         ([], ACCEPT, Accept(None, [])),
         ([], ACCEPT | {"subprotocol": None, "headers": None}, Accept(None, [])),
         ([], ACCEPT | {"subprotocol": "b"}, Accept("b", [])),
+        ([], ACCEPT | {"subprotocol": ""}, Accept(None, [])),
+        ([], ACCEPT | {"headers": [(b"Content-Length", b"4"), (b"a", b"b")]}, Accept(None, [("a", "b")])),
         (
             [],
             ACCEPT | {"headers": [(b"Set-Cookie", b"a=\xe4"), (b"Upgrade", b"h2c")]},
