@@ -992,7 +992,7 @@ class _WebsocketCycle(_Cycle):
         if connection is None:
             super()._end(error)
             return
-        told = self._gone and (_tells_of_leaving(error) or type(error).__name__ in _DISCONNECTS)
+        told = self._gone and error is not None and _tells_of_disconnect(error)
         if error is not None and not told:
             words = "its client had left" if self._gone else "it had accepted a WebSocket"
             logger.error("the app failed after %s", words, exc_info=error)
@@ -1369,6 +1369,13 @@ def _tells_of_leaving(error: BaseException | None) -> bool:
             return all(map(_tells_of_leaving, cast("BaseExceptionGroup[BaseException]", error).exceptions))
         error = error.__cause__ or (error.__context__ if "Disconnect" in type(error).__name__ else None)
     return False
+
+
+def _tells_of_disconnect(error: BaseException) -> bool:
+    """The same of a WebSocket's app, which may say so in its framework's word."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_tells_of_disconnect, cast("BaseExceptionGroup[BaseException]", error).exceptions))
+    return type(error).__name__ in _DISCONNECTS or _tells_of_leaving(error)
 
 
 def _explain(error: BaseException) -> None:
