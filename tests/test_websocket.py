@@ -598,7 +598,7 @@ def test_reset_behind_data_is_noticed() -> None:
         listener,
         client,
         server,
-        AsgiToWsgi(app, loop_factory=uvloop.new_event_loop, lifespan="off") as application,  # type: ignore[arg-type]
+        AsgiToWsgi(app, loop_factory=uvloop.new_event_loop, lifespan="off") as application,
     ):
         in_thread(partial(WsgiServer().run, application, environ)).result()
     gone.wait()
@@ -1335,9 +1335,16 @@ def test_interrupt_of_the_servers_thread_breaks_the_connection_off(
 ) -> None:
     """[A20] [A22]: before the server can write its 500 page into it, also if the loop stands still."""
     go_on, left = Signal(), Signal()
+
+    def block(*_: object) -> None:
+        go_on.wait()
+
+    def start_response(*_: object) -> Any:
+        raise AssertionError("there is no response")
+
     if blocked:
         monkeypatch.setattr(bridge.asgi_to_wsgi, "BREAK_SECONDS", 0.2)
-        monkeypatch.setattr(bridge.websocket.Connection, "break_off", lambda *_: go_on.wait())
+        monkeypatch.setattr(bridge.websocket.Connection, "break_off", block)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -1370,7 +1377,7 @@ def test_interrupt_of_the_servers_thread_breaks_the_connection_off(
         with client, server, AsgiToWsgi(app, loop=loop, lifespan="off") as application:  # type: ignore[arg-type]
             talking = in_thread(talk)
             with pytest.raises(Interrupt):
-                application(environ, lambda *_: None)  # type: ignore[arg-type]
+                application(environ, start_response)
             with pytest.raises(BrokenPipeError):
                 server.sendall(b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
             assert talking.result() == (None if blocked else 1012)
