@@ -396,6 +396,7 @@ class Connection:
                 self._fail(1007, f"{error.reason} at position {error.start}")
                 return
         self._partial += frame.data  # one buffer: a list of pieces of two bytes would take thirty times their size
+        frame.data = b""  # the parser keeps the frame until the next one comes
         if frame.fin:
             self._take_message()
 
