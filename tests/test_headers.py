@@ -382,7 +382,7 @@ def test_wrong_types_in_an_asgi_response_are_refused(headers: Any, message: str)
 
 @given(st.lists(st.tuples(header_names | st.text(max_size=3), st.text(max_size=5))))
 def test_nothing_can_be_injected_by_a_response_header(headers: list[tuple[str, str]]) -> None:
-    """[W10], [A8]: what passes is the same text, of harmless characters."""
+    """[W10], [A8]: what passes is the same text, of harmless characters, less the whitespace around it."""
 
     def harmless(name: str, value: str) -> bool:
         return (
@@ -398,7 +398,7 @@ def test_nothing_can_be_injected_by_a_response_header(headers: list[tuple[str, s
         assert not all(harmless(*header) for header in headers)
         return
     assert all(harmless(*header) for header in headers)
-    kept = [header for header in headers if not is_hop_by_hop(header[0])]
+    kept = [(name, value.strip(" \t")) for name, value in headers if not is_hop_by_hop(name)]
     assert encoded == [(name.lower().encode(), value.encode("latin-1")) for name, value in kept]
     assert decode_headers(encoded) == [(name.lower(), value) for name, value in kept]
     assert decode_headers([(name.encode(), value.encode("latin-1")) for name, value in headers]) == kept

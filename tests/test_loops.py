@@ -252,6 +252,7 @@ def test_a_keeper_that_fails_fails_who_waits_for_it_and_another_one_comes(
     monkeypatch.setattr(loop, "_run", run)
     run_in_thread(lambda: loop.wait(turn, teller(loop, turn)))
     assert turn.told
+    wait_for(lambda: caplog.text)  # the keeper tells the log behind those who wait
     assert caplog.text.count("the thread that runs the loop has failed") == 1
 
 

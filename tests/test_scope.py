@@ -230,7 +230,8 @@ def test_no_text_in_an_environ_is_refused(changes: dict[str, str]) -> None:
     environ = REQUIRED | changes
     for scope in (cast("Scope", build_scope(environ)), cast("Scope", build_websocket_scope(environ))):
         assert scope["path"].encode()
-        assert scope["path"].startswith(scope["root_path"])
+        if environ["PATH_INFO"][:1] in ("", "/"):  # else SCRIPT_NAME may end in the middle of a character
+            assert scope["path"].startswith(scope["root_path"])
         # Where PATH_INFO still has escapes, as cheroot's has, raw_path has them once and not twice.
         raw, path = (unquote_to_bytes(path).decode("utf-8", "replace") for path in (scope["raw_path"], scope["path"]))
         assert raw in (scope["path"], path)
