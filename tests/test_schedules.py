@@ -898,7 +898,8 @@ MUTATIONS: dict[str, tuple[Scenario, Mutation]] = {
 
 
 @pytest.mark.leaves("tasks")  # those of a loop that nobody runs on
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nor runs what was to be run on it
+# Nor runs anybody what was to be run on it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_broken_rule_is_found(name: str) -> None:
     """Else the searches above would prove nothing."""
