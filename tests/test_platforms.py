@@ -17,7 +17,7 @@ LACKS = {
     # Of which the documentation of these modules says "Availability: Unix", and what else their builds there have not.
     "windows": """
         os: fork forkpty register_at_fork getuid geteuid getgid getpgid setsid killpg sendfile splice pread pwrite pipe2
-            wait waitid uname posix_fadvise sched_getaffinity memfd_create eventfd openpty sysconf fchmod fchown mkfifo;
+            wait waitid uname posix_fadvise memfd_create eventfd openpty sysconf fchmod fchown mkfifo;
         signal: SIGHUP SIGQUIT SIGCHLD SIGUSR1 SIGUSR2 SIGALRM SIGPIPE SIGKILL alarm setitimer pthread_kill
             pthread_sigmask siginterrupt sigwait pause;
         socket: AF_UNIX AF_NETLINK AF_PACKET SO_REUSEPORT MSG_DONTWAIT MSG_NOSIGNAL CMSG_LEN CMSG_SPACE;
@@ -25,7 +25,7 @@ LACKS = {
         time: pthread_getcpuclockid tzset clock_gettime
     """,
     "macos": """
-        os: splice pipe2 posix_fadvise sched_getaffinity memfd_create eventfd;
+        os: splice pipe2 posix_fadvise memfd_create eventfd;
         signal: sigtimedwait sigwaitinfo;
         socket: AF_NETLINK AF_PACKET MSG_NOSIGNAL;
         select: epoll POLLRDHUP EPOLLIN EPOLLRDHUP
