@@ -532,6 +532,9 @@ class Connection:
             self._write_needs = True
         except (OSError, ValueError):
             return False
+        except BaseException:  # an interrupt: how much was sent is not known, and nothing may be sent twice
+            self._outgoing = bytearray()
+            raise
         return True
 
     def _shut(self) -> None:
