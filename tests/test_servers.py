@@ -18,6 +18,7 @@ import json
 import os
 import re
 import time
+import unittest.mock
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,7 @@ WSGI_SERVERS_OF_2_WORKERS = (
 )
 
 STEPS = ("startup", "shutdown")
+ANYTHING: Any = unittest.mock.ANY
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 # As the frameworks and bridge call it.
@@ -84,7 +86,12 @@ LATE_DATA = re.compile(
     r".*hypercorn/protocol/h2\.py.*\n.*await self\.streams\[event\.stream_id\].*\n(?:.*~.*\n)?    \| KeyError: \d+\n",
     re.MULTILINE,
 )
-COMPLAINT = re.compile(r".*(?:never retrieved|never awaited|was destroyed|Exception ignored|Group Traceback).*")
+# What comes without a traceback; the last ones are errors of the logger "bridge".
+COMPLAINT = re.compile(
+    r".*(?:never retrieved|never awaited|was destroyed|Exception ignored|Group Traceback"
+    r"|its client has left and it was cancelled|the app has not ended within|the app cannot be shut down"
+    r"|the app refused to stop|the shutdown leaves alone).*"
+)
 
 
 @dataclass(frozen=True)
@@ -337,6 +344,20 @@ def eventually(client: httpx.Client, name: str, seconds: float = LIMIT) -> str:
     raise AssertionError(f"{name} was not on the board within {seconds:g} s")
 
 
+def answers(running: Running, *requests: str) -> list[tuple[int, bytes]]:
+    """Status and body of what comes for each on one connection, which is no other than the first."""
+    given: list[tuple[int, bytes]] = []
+    with running.connect() as connection:
+        for request in requests:
+            send(connection, f"{request} HTTP/1.1")
+            response = http.client.HTTPResponse(connection, method=request.split()[0])
+            response.begin()
+            given.append((response.status, response.read()))
+            if response.will_close:
+                break
+    return given
+
+
 def send(connection: socket.socket, *lines: str, body: bytes = b"") -> None:
     head = "".join(f"{line}\r\n" for line in (lines[0], "Host: tests", *lines[1:]))
     connection.sendall(head.encode("latin-1") + b"\r\n" + body)
@@ -426,14 +447,21 @@ def test_repeated_set_cookie_stays_repeated(client: httpx.Client) -> None:
     assert [cookie.partition(";")[0] for cookie in cookies] == ["a=1", "b=2"]
 
 
-def test_form_arrives(client: httpx.Client) -> None:
+def repeats(site: Site) -> int:
+    """ASGI servers bring a body sooner or later than its read. Over HTTP/2 each takes 40 ms, with or without bridge."""
+    return 50 if site.has_wsgi_app and site.running.url.startswith("http:") else 1
+
+
+def test_form_arrives(site: Site, client: httpx.Client) -> None:
     form = {"name": "Zoë & Co.", "text": "1 + 1 = 2\r\n%"}
-    assert client.post("/form", data=form).json() == form
+    for _ in range(repeats(site)):
+        assert client.post("/form", data=form).json() == form
 
 
-def test_json_arrives(client: httpx.Client) -> None:
+def test_json_arrives(site: Site, client: httpx.Client) -> None:
     value = {"name": "Zoë", "list": [1, 2.5, None, True], "nested": {"☃": "\u0000"}}
-    assert client.post("/json", json=value).json() == value
+    for _ in range(repeats(site)):
+        assert client.post("/json", json=value).json() == value
 
 
 def test_multipart_of_5_mb_arrives_whole(site: Site) -> None:
@@ -485,16 +513,27 @@ def test_answer_to_head_has_no_body(site: Site) -> None:
     assert rest == b""
 
 
-def test_connection_serves_on_after_a_head_request(client: httpx.Client) -> None:
-    assert client.head("/hello").content == b""
-    assert client.get("/hello").text == "hello"
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        ("HEAD /hello", 200),
+        ("HEAD /nowhere", 404),
+        ("GET /empty", 204),
+        ("GET /unchanged", 304),
+        ("GET /nowhere", 404),
+    ],
+)
+def test_the_same_connection_serves_on(site: Site, request_line: str, status: int) -> None:
+    """[W10] [A6] What does not belong to the one response would be taken for the next."""
+    answer, *afterwards = answers(site.running, request_line, "GET /hello")
+    assert answer == (status, ANYTHING if request_line == "GET /nowhere" else b"")
+    assert afterwards in ([], [(200, b"hello")])  # none where the server has said that the connection ends here
 
 
 def test_204_has_no_body(client: httpx.Client) -> None:
     response = client.get("/empty")
     assert response.status_code == 204
     assert response.content == b""
-    assert client.get("/hello").text == "hello"
 
 
 def test_304_has_no_body(client: httpx.Client) -> None:
@@ -502,12 +541,10 @@ def test_304_has_no_body(client: httpx.Client) -> None:
     assert response.status_code == 304
     assert response.headers["ETag"] == ETAG
     assert response.content == b""
-    assert client.get("/hello").text == "hello"
 
 
 def test_404_of_the_framework_comes_through(client: httpx.Client) -> None:
     assert client.get("/nowhere").status_code == 404
-    assert client.get("/hello").text == "hello"
 
 
 def test_exception_is_a_500_and_in_the_log(site: Site, client: httpx.Client) -> None:
