@@ -477,7 +477,7 @@ class ThreadedWSGIServer(ThreadingMixIn, WSGIServer):
             self._changed.wait_for(lambda: not self._open, 1.0)
 
 
-interrupted = threading.Event()
+interrupted: threading.Event = threading.Event()
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:
