@@ -20,6 +20,7 @@ import builtins
 import functools
 import gc
 import importlib
+import importlib.util
 import math
 import os
 import queue
@@ -555,6 +556,7 @@ class _Modules:
     def _load(self, name: str) -> types.ModuleType:
         if name not in self._loaded:
             module = self._loaded[name] = types.ModuleType(f"bridge.{name}")
+            module.__spec__ = importlib.util.find_spec(f"bridge.{name}")  # by which a traceback finds the source
             vars(module)["__builtins__"] = vars(builtins) | {"__import__": self._import}
             mutation = self._mutation if self._mutation and self._mutation.startswith(f"{name}\n") else None
             exec(_compile(name, mutation), vars(module))
