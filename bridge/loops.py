@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from bridge import threads
+from bridge import hubs, threads
 from bridge.threads import Lock, get_ident
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class TurnedLoop:
     """
 
     def __init__(self, factory: Callable[[], asyncio.AbstractEventLoop], needs_keeper: bool) -> None:
-        self.native: asyncio.AbstractEventLoop = threads.make_loop(factory)
+        self.native: asyncio.AbstractEventLoop = hubs.make_loop(factory)
         self.handovers: int = 0
         self.needs_keeper: bool = needs_keeper
         self._executor = _Executor()
@@ -429,7 +429,7 @@ class TurnedLoop:
         """The keeper's thread."""
         keeper.thread = get_ident()
         try:
-            threads.serve_hub(self.native)
+            hubs.serve_hub(self.native)
             self._live(keeper)
         except BaseException as error:
             self._bury(keeper, error)
@@ -625,7 +625,7 @@ class _Executor(ThreadPoolExecutor):
         return super().submit(*args, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        threads.at_home(partial(super().shutdown, wait, cancel_futures=cancel_futures))
+        hubs.at_home(partial(super().shutdown, wait, cancel_futures=cancel_futures))
 
 
 class _Made:

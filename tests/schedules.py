@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PACKAGE = Path(bridge.__file__).parent
-SCHEDULED = ("threads", "channel", "workers", "loops", "lifespan", "life", "wsgi_to_asgi", "asgi_to_wsgi")
+SCHEDULED = ("threads", "hubs", "channel", "workers", "loops", "lifespan", "life", "wsgi_to_asgi", "asgi_to_wsgi")
 """The modules that are loaded anew: all that know threads or loops, but for WebSockets."""
 
 BEGIN = 1000.0

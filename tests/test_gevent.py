@@ -669,9 +669,9 @@ def test_a_hub_that_nobody_runs_is_no_home() -> None:
         + APP
         + DRIVER
         + """
-from bridge import threads
+from bridge import hubs, threads
 gevent.sleep(0)  # the main thread has a hub, too
-threads.ANSWER_SECONDS = 0.2
+hubs.ANSWER_SECONDS = 0.2
 over, answers = threads.Lock(), []
 over.acquire()
 
@@ -695,15 +695,15 @@ def test_who_waits_for_a_hub_that_is_run_no_more_hears_of_it() -> None:
         + APP
         + DRIVER
         + """
-from bridge import threads
+from bridge import hubs, threads
 get("/flag/a")
-threads.HOME_SECONDS = 0.2
+hubs.HOME_SECONDS = 0.2
 over, errors, called = threads.Lock(), [], []
 over.acquire()
 
 def ask():
     try:
-        threads.at_home(lambda: called.append(1))
+        hubs.at_home(lambda: called.append(1))
     except RuntimeError as error:
         errors.append(str(error))
 

@@ -23,6 +23,7 @@ FLOORS: dict[str, float] = {
     "body": 1,
     "files": 1,
     "threads": 1.5,  # below all others that know threads
+    "hubs": 1.75,
     "channel": 2,
     "workers": 2,
     "loops": 2,
