@@ -391,6 +391,7 @@ def test_a_greenlet_may_be_stopped_while_it_waits(script: str) -> None:
     run(
         script
         + """
+bridged.startup()  # which may take longer than that
 for _ in range(3):
     with gevent.Timeout(0.2, False):
         get("/until/never")
