@@ -180,7 +180,8 @@ class _AsyncioDoor(Door):
             sleeper.set_result(None)
 
     def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
-        return self.native.create_task(function())
+        # Not by the loop's factory, which may run it at once, as asyncio.eager_task_factory does: it starts beside us.
+        return asyncio.Task(function(), loop=self.native)
 
     async def join(self, task: asyncio.Task[None]) -> None:
         await asyncio.wait([task])

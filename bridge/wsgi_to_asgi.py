@@ -82,6 +82,10 @@ ITEM_SIZE = 512
 BROUGHT = 1024 * 1024
 """Bytes of a body that are kept in memory, and not in a file, where it has to be brought before the app asks for it."""
 
+RECEIVER_SECONDS = 0.1
+"""How long a request's end waits for a receive() that it has cancelled. A server's ends at the loop's next turn;
+middleware may refuse to."""
+
 SHUTDOWN_SECONDS = 30.0
 """How long a shutdown waits for the requests in flight, before it leaves them: uvicorn's and gunicorn's grace."""
 
@@ -386,8 +390,9 @@ class _Cycle:
             receiver, self._receiver = self._receiver, None
             if receiver is not None:
                 receiver.cancel()
-        if receiver is not None:
-            await self._door.join(receiver)
+                if not isinstance(sys.exception(), GeneratorExit):  # behind which nothing can be waited for
+                    with anyio.move_on_after(RECEIVER_SECONDS, shield=True):
+                        await self._door.join(receiver)
         self._hand_context_back()
         self._raise_error()
 
@@ -553,17 +558,21 @@ class _Cycle:
             await self._receive_chunk()
 
     async def _receive_chunk(self) -> None:
+        """Call receive() until it tells something: middleware that unpacks a body may give it an empty piece first."""
         try:
-            message: Any = await self._receive()
-            kind = message["type"]
-            if kind == "http.disconnect":
-                self._hang_up()
-            elif kind != "http.request":
-                raise ProtocolError(f"receive() expected 'http.request' or 'http.disconnect', got {shown(kind)}")
-            elif not self._body_complete:
-                self._take_chunk(message.get("body", b""), message.get("more_body", False))
-            else:
-                self._deaf = True
+            told = False
+            while not told:
+                message: Any = await self._receive()
+                kind = message["type"]
+                if kind == "http.disconnect":
+                    self._hang_up()
+                    return
+                if kind != "http.request":
+                    raise ProtocolError(f"receive() expected 'http.request' or 'http.disconnect', got {shown(kind)}")
+                if self._body_complete:
+                    self._deaf = True
+                    return
+                told = self._take_chunk(message.get("body", b""), message.get("more_body", False))
         except BaseException as error:
             if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit)):
                 raise
@@ -571,7 +580,7 @@ class _Cycle:
             self._server_error = error
             self._hang_up()
 
-    def _take_chunk(self, chunk: bytes, more_body: bool) -> None:
+    def _take_chunk(self, chunk: bytes, more_body: bool) -> bool:
         self._body_begun = True
         if self._expected is not None:
             self._expected = max(self._expected - len(chunk), 0)
@@ -583,6 +592,7 @@ class _Cycle:
                 self._inlet.close()  # the rest will never come: the read that wants it must not take this for the end
             else:
                 self._inlet.put(b"")
+        return bool(chunk) or not more_body
 
     async def _send_messages(self, messages: Iterable[ASGISendEvent]) -> None:
         try:

@@ -158,6 +158,34 @@ def test_an_answer_of_known_length_is_closed_when_the_server_closes_it(wrap: Any
     assert site.threads == {threading.get_ident()}
 
 
+@pytest.mark.parametrize("in_a_thread", [False, True])
+def test_an_empty_piece_of_a_body_is_not_its_end(in_a_thread: bool) -> None:
+    """[W8] [C1] Middleware that unpacks a body has nothing to give for the first bytes of it."""
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        read = partial(environ["wsgi.input"].read, 5)
+        body = in_thread(read).result() if in_a_thread else read()
+        start_response("200 OK", PLAIN)
+        return [body]
+
+    def unpack(inner: Any) -> Any:
+        async def middleware(scope: Any, receive: Any, send: Any) -> None:
+            pieces = [b"", b""]
+
+            async def receive_unpacked() -> Any:
+                if pieces:
+                    return {"type": "http.request", "body": pieces.pop(), "more_body": True}
+                return await receive()
+
+            await inner(scope, receive_unpacked, send)
+
+        return middleware
+
+    with AsgiToWsgi(unpack(WsgiToAsgi(app)), lifespan="off") as application:
+        environ = make_environ("POST", CONTENT_LENGTH="5") | {"wsgi.input": io.BytesIO(b"hello")}
+        assert WsgiServer().run(application, environ).body == b"hello"
+
+
 def test_many_server_threads_each_run_their_own_requests(wrap: Any) -> None:
     """[C1]"""
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from bridge import ClientDisconnected, ProtocolError, WsgiToAsgi
-from tests.drivers import AsgiServer, Signal, complaints, http_request, in_thread, make_scope
+from tests.drivers import LIMIT, AsgiServer, Signal, complaints, http_request, in_thread, make_scope
 from tests.wsgi_apps import Body, Environ, StartResponse, answer, echo, hello, serve, settle
 
 POST = make_scope("POST", headers=[(b"content-length", b"5")])
@@ -588,3 +589,60 @@ async def test_a_client_that_leaves_while_its_body_is_brought_is_noticed(size: i
         await exchange.finish()
     assert (exchange.error, heard) == (None, [piece, True, ClientDisconnected])
     await body.closed.wait_async()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio's eager tasks are of CPython 3.12")
+@pytest.mark.parametrize("tail", [False, True], ids=["whole", "with an empty tail"])
+async def test_eager_tasks_change_nothing(tail: bool, anyio_backend_name: str) -> None:
+    """[W8] [W16] A body that is at hand is read, and that the client leaves behind it is noticed."""
+    if anyio_backend_name == "trio":
+        pytest.skip("they are asyncio's")
+    reading = Signal()
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        assert environ["wsgi.input"].read() == b"x" * 6
+        reading.set()
+        while not environ["waitress.client_disconnected"]():
+            time.sleep(0.01)
+        start_response("200 OK", [])
+        return [b"left"]
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    try:
+        scope = make_scope("POST", headers=[(b"content-length", b"6")])
+        pieces = [http_request(b"x" * 6, tail)] + ([http_request(b"", False)] if tail else [])
+        async with AsgiServer().start(WsgiToAsgi(app), scope, pieces) as exchange:
+            await reading.wait_async()
+            exchange.disconnect()
+            await exchange.finish()
+    finally:
+        loop.set_task_factory(None)
+
+
+async def test_a_receive_that_refuses_to_be_cancelled_does_not_hold_the_request_up() -> None:
+    """[W16] It is waited for, but not for long."""
+    refused = anyio.Event()
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    async def receive() -> Any:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await refused.wait()
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = make_scope("POST", headers=[(b"content-length", b"6")])
+    with anyio.fail_after(LIMIT):
+        await WsgiToAsgi(app)(scope, receive, send)
+    refused.set()
+    await anyio.sleep(0.05)
+    assert sent[-1]["body"] == b"ok"
