@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import concurrent.futures.thread
 import contextlib
 import gc
@@ -10,7 +11,6 @@ import inspect
 import logging
 import os
 import queue
-import re
 import selectors
 import socket
 import sys
@@ -237,16 +237,22 @@ def _mend_queues() -> None:
         return
     for module in list(sys.modules.values()):
         for name, value in list(getattr(module, "__dict__", {}).items()):
-            if id(value) in lasting and _imports_from_queue(module):
+            if id(value) in lasting and name in _imported_from_queue(module):
                 setattr(module, name, lasting[id(value)])
 
 
-def _imports_from_queue(module: types.ModuleType) -> bool:
-    """Whether its source says so; it may as well have a class from gevent.queue, and mean that."""
+def _imported_from_queue(module: types.ModuleType) -> set[str]:
+    """What its source says that it has from there; it may as well have a class from gevent.queue, and mean that."""
     try:
-        return re.search(r"^\s*from queue import", inspect.getsource(module), re.MULTILINE) is not None
-    except (OSError, TypeError):  # there is no source
-        return False
+        nodes = list(ast.walk(ast.parse(inspect.getsource(module))))
+    except (OSError, TypeError, SyntaxError):  # there is no source
+        return set()
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    names = {
+        name: {alias.asname or alias.name for node in imports if node.module == name for alias in node.names}
+        for name in ("queue", "gevent.queue")
+    }
+    return names["queue"] - names["gevent.queue"]
 
 
 def _give_queues(simple: Any) -> Any:
@@ -418,6 +424,8 @@ def _mend_children() -> None:
             mended = partial(_call_at_home, func)
             setattr(gevent_os, name, mended)
             setattr(os, name, mended)
+    # C waits for that child, where the hub could be quicker.
+    os.system = partial(_call_at_home, os.system)  # pyright: ignore[reportDeprecated]  # apps call it
 
 
 def _fork_and_watch(

@@ -499,6 +499,7 @@ from queue import Empty, LifoQueue, SimpleQueue
 
 FROM_GEVENT = """
 from gevent.queue import LifoQueue
+from queue import Empty
 """
 
 HANDED = """
@@ -574,6 +575,7 @@ async def processes():
     texts = await asyncio.gather(*(way() for _ in range(10) for way in (echo_by_asyncio, echo_in_a_thread)))
     texts += [echo() for _ in range(10)]
     assert texts == [b"hi\\n"] * 30, texts
+    assert [os.waitstatus_to_exitcode(os.system("exit 3")) for _ in range(30)] == [3] * 30
     for _ in range(10):
         process = multiprocessing.get_context("fork").Process(target=leave)
         process.start()
