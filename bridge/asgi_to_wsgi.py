@@ -688,7 +688,12 @@ class _Cycle:
         return self._begun and not self._whole and not self.closed
 
     def go_away(self) -> None:
-        """The app is about to be shut down: end what would never end by itself. A request does."""
+        """The app is about to be shut down: end what would never end by itself.
+
+        A request does, but where its server has all of the response and does not close it: nobody runs its loop then.
+        """
+        if self._pool is not None and self._whole and not self.closed:
+            self._loop.keep()
 
     def runs_in(self, native: asyncio.AbstractEventLoop) -> bool:
         return self._task is not None and self._task.get_loop() is native
@@ -727,8 +732,7 @@ class _Cycle:
                 _explain(error)
             self._errors.append(error)
         self._ended = True
-        if self._pool is None:
-            self._life.requests.discard(self)
+        self._life.requests.discard(self)  # a server that never closes the response shall not hold a shutdown up
         self._stop_timer()
         self._wake_receivers()
         if self._left:
@@ -1033,13 +1037,14 @@ class _WebsocketCycle(_Cycle):
         return message
 
     async def _send(self, message: Any) -> None:
-        if self._gone:
-            self._learn()
-            raise _client_left()
         try:
+            if self._gone:
+                raise _client_left()
             await self._send_step(message)
-        except ClientDisconnected:  # it was waited for
-            self._learn()
+        except ClientDisconnected:
+            # Not by a task of somebody else, who says something to all: the app may be at work, and know nothing.
+            if asyncio.current_task() is self._task:
+                self._learn()
             raise
 
     async def _send_step(self, message: Any) -> None:

@@ -93,7 +93,7 @@ class BodyReader:
     """
 
     def __init__(self, environ: Mapping[str, Any]) -> None:
-        length = environ.get("CONTENT_LENGTH")
+        length, stream = environ.get("CONTENT_LENGTH"), environ.get("wsgi.input")
         if length:
             self._remaining: int | None = content_length(length)
             if is_self_delimited(environ):
@@ -102,8 +102,9 @@ class BodyReader:
             # Without a length only a stream that ends by itself can be read (PEP 3333, "Input and Error Streams").
             self._remaining = None if environ.get("wsgi.input_terminated") else 0
             if self._remaining == 0 and environ.get("HTTP_TRANSFER_ENCODING"):
-                raise LengthRequired("the body needs a Content-Length here: this server takes no chunks apart")
-        stream = environ.get("wsgi.input")
+                if type(stream) is not io.BytesIO:  # the whole body, as httpx's WSGITransport gives it
+                    raise LengthRequired("the body needs a Content-Length here: this server takes no chunks apart")
+                self._remaining = None
         if stream is None:
             stream, self._remaining = io.BytesIO(), 0
         # None after the last message. Of a stream of our own the chunks come as they arrive, not in full pieces.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import io
 import os
 import re
 import select
@@ -231,6 +232,8 @@ def test_chunks_that_the_server_does_not_take_apart_are_answered_411(wrap: Wrap,
     assert (exchange.status_code, calls) == (411, [])
     environ["wsgi.input"] = FakeInput(b"hello")
     assert run(wrap(app), environ | {"wsgi.input_terminated": True}, validate=False).body == b"hello"
+    environ["wsgi.input"] = io.BytesIO(b"hello")  # httpx's WSGITransport
+    assert run(wrap(app), dict(environ), validate=False).body == b"hello"
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "1_0", "+5", "5.0"])

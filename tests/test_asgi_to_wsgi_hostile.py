@@ -282,3 +282,17 @@ def test_a_group_of_errors_that_tell_of_leaving_is_quiet(caplog: pytest.LogCaptu
         next(exchange)
         exchange.close()
     assert "failed" not in caplog.text
+
+
+@pytest.mark.parametrize("loop", ["request", "shared"])
+def test_responses_that_nobody_closes_do_not_hold_up_the_shutdown(loop: str) -> None:
+    """[A20] werkzeug's test client reads to the end, and may keep the response."""
+    application = wrap(plain, loop)
+    results: list[Any] = [application(make_environ(), lambda *_: lambda _: None) for _ in range(3)]
+    assert [b"".join(result) for result in results] == [b"ok"] * 3
+    began = time.monotonic()
+    application.close()
+    assert time.monotonic() - began < 5
+    assert application.statistics().requests == 0
+    for result in results:
+        result.close()

@@ -799,6 +799,41 @@ def test_app_at_work_when_its_client_leaves_hears_of_it(
     assert logged(caplog) == []
 
 
+@pytest.mark.parametrize("loop", ["shared"], indirect=True)
+def test_app_at_work_does_not_hear_what_another_one_is_told_of_its_client(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[A22] Who says something to all hears that one of them has left."""
+    monkeypatch.setattr(bridge.asgi_to_wsgi, "WEBSOCKET_GRACE_SECONDS", 0.05)
+    left, done = Signal(), Signal()
+    words: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(ACCEPT)
+
+        async def say() -> None:
+            await left.wait_async()
+            while True:
+                await send({"type": "websocket.send", "text": "to all"})
+                await asyncio.sleep(0.01)
+
+        with pytest.raises(ClientDisconnected):
+            await asyncio.ensure_future(say())
+        await asyncio.sleep(0.3)  # at work
+        words.append(await receive())
+        done.set()
+
+    exchange = serve(app)
+    assert exchange.ws.read_answer() == 101
+    exchange.ws.sock.close()
+    left.set()
+    exchange.result()
+    done.wait()
+    assert words[0]["type"] == "websocket.disconnect"
+    assert logged(caplog) == []
+
+
 @pytest.mark.parametrize("leaves", ["before", "then"])
 @pytest.mark.parametrize("loop", ["shared"], indirect=True)
 def test_app_that_does_not_listen_does_not_hold_up_the_shutdown(
