@@ -594,7 +594,7 @@ def http_only(app: Callable[[Any, Any, Any], Awaitable[None]]) -> Any:
 
 
 async def back_status_first(wrap: Wrap) -> None:
-    """Status and headers are told before the iteration, as granian's WSGI server needs them"""
+    """`start_response` is called before the body is iterated, as granian's WSGI server needs them"""
 
     @http_only
     async def app(scope: Any, receive: Any, send: Any) -> None:
