@@ -350,11 +350,16 @@ def serve_in_workers(count: int, serve: Callable[[], int]) -> int:
     status = 0
     try:
         for _ in range(count):
-            child = os.fork()
-            if not child:
-                os.close(our_end)
-                _end_worker(serve, parents_end)
-            children.add(child)
+            # A fork's hooks swallow what a signal's handler raises in them, and what comes below is the parent's code.
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            try:
+                child = os.fork()
+                if not child:
+                    os.close(our_end)
+                    _end_worker(serve, parents_end)
+                children.add(child)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
         child, how = os.wait()
         children.discard(child)
         code = os.waitstatus_to_exitcode(how)
@@ -371,6 +376,8 @@ def serve_in_workers(count: int, serve: Callable[[], int]) -> int:
             child, how = os.wait()
             children.discard(child)
             status = status or os.waitstatus_to_exitcode(how)
+        except ChildProcessError:  # the interrupt came between the end of the last and our note of it
+            break
         except KeyboardInterrupt:  # a second one
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
@@ -384,6 +391,7 @@ def _end_worker(serve: Callable[[], int], parents_end: int) -> NoReturn:
     try:
         os.setpgid(0, 0)  # a terminal's Ctrl-C is for the parent: two would be one too many
         stop_when_it_ends(parents_end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         status = serve()
     except KeyboardInterrupt:
         status = 0
@@ -477,6 +485,8 @@ class ThreadedWSGIServer(ThreadingMixIn, WSGIServer):
             self._changed.wait_for(lambda: not self._open, 1.0)
 
 
+SIGNALS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+
 interrupted: threading.Event = threading.Event()
 
 
@@ -488,13 +498,12 @@ def interrupt(number: int, frame: FrameType | None) -> NoReturn:
 @contextlib.contextmanager
 def signals_as_interrupt() -> Generator[None]:
     """Make SIGTERM raise KeyboardInterrupt as SIGINT does, and SIGINT also where a shell's `&` has it ignored."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, interrupt) for number in signals]
+    before = [signal.signal(number, interrupt) for number in SIGNALS]
     try:
         yield
     finally:
         interrupted.clear()
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set by Python
 
 
