@@ -355,7 +355,12 @@ def mcp_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with Running(GUNICORN, application, tmp_path_factory.mktemp("mcp")) as running:
         yield running
         assert running.stop() == 0
-        assert "Traceback" not in running.log(), running.log()
+        log = running.log()
+        errors = [line for line in log.splitlines() if "ERROR" in line]
+        # mcp logs what send() raises (A8), where a client that ends its session is quicker than the end of its stream.
+        theirs = [line for line in errors if "Error in standalone SSE" in line]
+        assert errors == theirs, log
+        assert theirs or "Traceback" not in log, log
 
 
 MCP_CLIENT = """
