@@ -563,7 +563,7 @@ def _register_exit() -> None:
     """Shut down at the interpreter's exit, while the app can still use worker threads.
 
     concurrent.futures stops its threads before `atexit` handlers run, so theirs is the place: what is registered later
-    runs earlier. `asgiref.sync`, imported above, has brought concurrent.futures in.
+    runs earlier. `bridge.loops`, imported above, has brought concurrent.futures in.
     """
     global _exit_registered
     if not _exit_registered:
