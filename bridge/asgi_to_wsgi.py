@@ -1225,6 +1225,10 @@ class _LentThread:
     def given(self) -> int:
         return self._cycle._given
 
+    @property
+    def loop_is_busy(self) -> bool:
+        return self._cycle._loop.is_busy()
+
     # The server's thread, and what it runs
 
     def run(self, step: Callable[[], T]) -> T | None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import itertools
+import logging
 import math
 import os
 import queue
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -52,6 +54,14 @@ CANCEL_SECONDS = 5.0
 """How long tasks may go on after they were cancelled because their loop is closed, and threads after them. Guessed;
 those that do are left."""
 
+TURN_SECONDS = 0.004
+"""How long a loop that is to be kept may be led without a turn of its own, in which its timers and descriptors get
+theirs: as long as it may be left alone."""
+
+STEPS = 64
+"""How many callbacks a leader runs before it gives the loop such a turn: an app may wait for a descriptor by looking
+at it again and again. A guess."""
+
 MADE_TASKS = 64
 """Tasks that a request may make before those that have ended are sorted out."""
 
@@ -74,6 +84,14 @@ _numbers = itertools.count(1)
 # stopped, so that the leader comes out; any other thread is woken. Who comes out with its Turn told steps down: it
 # hands the loop to the first follower that still waits, or leaves it alone. So a lone thread runs its app without any
 # other thread's help, and of many threads one works for all until its own work is done.
+#
+# Most of what an app does for a request waits for nothing. So a leader steps before it runs the loop: what is ready to
+# be run comes into a queue of our own (`_queue`) as long as nobody is in run_forever(), since `call_soon` is diverted;
+# the leader runs it from there as the loop would, which is marked as running meanwhile. Only if that does not come to
+# the turn's end, as where the app waits for a timer, a descriptor or another thread, it goes on in run_forever(); or if
+# the loop has not had a turn for TURN_SECONDS. What is left in the queue is run by the next leader, or by the keeper. A
+# step costs half of a run; and since it never lets the interpreter lock go, as a run does at each turn, other threads
+# seldom find a leader for whom they would have to wait. Loops whose methods cannot be replaced are run from the first.
 #
 # A stop is a hint. It may come late (uvloop runs what is ready first), twice, or to the next leader: whoever comes out
 # of run_forever() looks whether its Turn was told, and goes back if it was not.
@@ -98,7 +116,9 @@ _numbers = itertools.count(1)
 #
 # Lost wake-ups: `tell` runs in the loop, where the leader cannot change. Each follower checks its Turn under the mutex
 # before it sleeps and after it was woken, and a loop is handed over under the same mutex, and only to one that is in
-# the list: so it is never handed to a thread that has gone.
+# the list: so it is never handed to a thread that has gone. Whoever has something for the loop puts it into the queue,
+# or wakes the loop if somebody is in run_forever() (`_runs`); whoever goes there says so first, and looks at the queue
+# after that.
 #
 # Exceptions out of run_forever(): KeyboardInterrupt and SystemExit out of a signal's handler, which runs in the main
 # thread in the middle of whatever it does. The leader steps down all the same; the loop has lost at most the callback
@@ -173,7 +193,14 @@ class TurnedLoop:
         self._keeper: Turn | None = None  # once there is one
         self._keeper_over = Lock()  # locked while the keeper's thread lives
         self._watched = False
-        self._left_at = 0.0  # when a leader has last left the loop alone, by time.monotonic()
+        self._ready: Any = getattr(self.native, "_ready", ())  # what it has to run itself, if it lets it be seen
+        self._left_at = 0.0  # when somebody has last come out of run_forever(), by time.monotonic(); 0 to have it run
+        self._queue: deque[asyncio.Handle] = deque()  # what is ready to be run
+        self._stepping = False  # the leader runs what is in the queue
+        self._runs = False  # somebody is in run_forever()
+        self._callers_hooks: Any = (None, None)  # for asynchronous generators, of the leader's thread
+        self._hooks: Any = self._find_hooks()  # the loop's own; None if it has no queue
+        self._divert()
         self._closed = False  # somebody closes it, or has
         self._over = False  # the event loop is closed
         _every.add(self)
@@ -189,6 +216,16 @@ class TurnedLoop:
         if mark is not None:
             root.add_done_callback(mark)  # at the loop's end; all it does is to stop the loop, which is a hint
         return root
+
+    def _find_hooks(self) -> Any:
+        """What run_forever() gives to sys.set_asyncgen_hooks(); None where the loop's methods cannot be replaced."""
+        native: Any = self.native
+        if not hasattr(native, "__dict__"):
+            return None
+        try:
+            return native._asyncgen_firstiter_hook, native._asyncgen_finalizer_hook
+        except AttributeError:
+            return None
 
     def _tasks(self) -> set[asyncio.Task[Any]]:
         """What runs in the loop for others."""
@@ -223,9 +260,11 @@ class TurnedLoop:
             callback: Run in the loop first. It sees the caller's context.
         """
         try:
-            if self._take(turn, callback):
-                while not turn.told:
-                    self._run()
+            asks = self._take(turn)
+            if asks is None:
+                self._lead(turn, callback)
+            elif self._follow(turn, callback, asks):
+                self._lead(turn, None)
         finally:
             if self._leader is turn or turn._lock is not None:
                 try:
@@ -253,10 +292,10 @@ class TurnedLoop:
     def tell(self, turn: Turn) -> None:
         """Say that what a turn waits for has happened. From within the loop only."""
         turn.told = True
-        if self._leader is turn:
-            self.native.stop()
-        else:
+        if self._leader is not turn:
             turn._wake()
+        elif not self._stepping:
+            self.native.stop()
 
     @property
     def leader(self) -> int:
@@ -272,38 +311,42 @@ class TurnedLoop:
         """Whether the caller is within the loop."""
         return asyncio._get_running_loop() is self.native
 
+    def is_busy(self) -> bool:
+        """Whether something is ready to be run; True as well where the loop does not let it be seen. In the loop."""
+        return bool(self._queue or getattr(self.native, "_ready", True))
+
     def post(self, callback: Callable[[], object]) -> None:
         """Have the loop run a callback, whoever runs it next. From any thread; harmless if the loop is closed."""
         with self._mutex:
-            if self._closed:
-                return
-            if self._leader is None:
-                self.native.call_soon(callback)  # nobody sleeps in it, so nobody has to be woken
-                return
-            self.native.call_soon_threadsafe(callback)
+            if not self._closed:
+                self._hand_in(callback)
 
-    def _take(self, turn: Turn, callback: Callable[[], object] | None) -> bool:
-        """Become the leader: True; or wait as a follower until the turn was told: False.
+    def _hand_in(self, callback: Callable[[], object]) -> None:
+        """Make a callback ready to be run. Under the mutex, from any thread."""
+        if self._runs or (self._hooks is None and self._leader is not None):
+            self.native.call_soon_threadsafe(callback)
+        else:
+            self.native.call_soon(callback)  # nobody sleeps in it, so nobody has to be woken
+
+    def _take(self, turn: Turn) -> bool | None:
+        """Become the leader, or join the followers.
 
         Whoever calls it has the turn leave after it, also where it raises.
+
+        Returns:
+            None for the leader; for a follower, whether the keeper has to be asked for the loop.
         """
-        asks = False
         running = _get_running_loop()
-        if running is _TRIO and callback is not None:
-            callback = partial(_call_out_of_trio, contextvars.copy_context(), callback)
         leads = running is None and (turn.forced or "greenlet" not in sys.modules)
         turn.thread = get_ident()
+        asks = False
         with self._mutex:
             if self._leader is None and leads and not self._over:
                 self._leader = turn
             else:
                 turn.leads = leads
                 asks = self._line_up(turn, running)
-        if self._leader is turn:  # at once, or handed over in this very moment
-            if callback is not None:
-                callback()  # as good as call_soon: nobody else runs the loop
-            return True
-        return self._follow(turn, callback, asks)
+        return None if self._leader is turn else asks  # at once, or handed over in this very moment
 
     def _line_up(self, turn: Turn, running: object) -> bool:
         """Join the followers, or lead after all. Under the mutex.
@@ -335,10 +378,14 @@ class TurnedLoop:
             self.tell(self._keeper)
 
     def _follow(self, turn: Turn, callback: Callable[[], object] | None, asks: bool) -> bool:
+        """Wait until the turn was told: False; or until the loop is handed over: True."""
+        if callback is not None and _get_running_loop() is _TRIO:
+            callback = partial(_call_out_of_trio, contextvars.copy_context(), callback)
         if asks:
-            self.native.call_soon_threadsafe(self._arrive, callback)
-        elif callback is not None:
-            self.native.call_soon_threadsafe(callback)
+            callback = partial(self._arrive, callback)
+        if callback is not None:
+            with self._mutex:
+                self._hand_in(callback)
         while True:
             with self._mutex:
                 if turn.told or self._leader is turn:
@@ -350,9 +397,75 @@ class TurnedLoop:
                     raise RuntimeError("the event loop was closed before it came to what was waited for")
             turn._sleep()
 
+    def _lead(self, turn: Turn, callback: Callable[[], object] | None) -> None:
+        """Do what the loop has to do until the turn was told. For the leader."""
+        if self._may_step():
+            self._step(turn, callback)
+        elif callback is not None:
+            callback()  # as good as call_soon: nobody else runs the loop
+        while not turn.told:
+            self._run()
+
+    def _may_step(self) -> bool:
+        """Whether the leader may begin without the loop, which wants its turn where it has something to run itself."""
+        if self._hooks is None or not self._left_at or self._ready:
+            return False
+        return not self.needs_keeper or time.monotonic() - self._left_at < TURN_SECONDS
+
+    def _step(self, turn: Turn, callback: Callable[[], object] | None) -> None:
+        """Do as the loop does, without it, until the turn was told or nothing is ready to be run."""
+        queue, steps = self._queue, STEPS
+        run = _run_watched if self.native.get_debug() else _run
+        self._callers_hooks = sys.get_asyncgen_hooks()
+        try:
+            self._stepping = True
+            asyncio._set_running_loop(self.native)
+            sys.set_asyncgen_hooks(*self._hooks)
+            if callback is not None:
+                callback()
+            while queue and steps and not turn.told:
+                steps -= 1
+                run(queue.popleft())
+        finally:
+            self._stop_stepping()
+
+    def _stop_stepping(self) -> None:
+        """Leave all as it was before; or do what is left of that, after an interrupt."""
+        asyncio._set_running_loop(None)
+        sys.set_asyncgen_hooks(*self._callers_hooks)
+        self._stepping = False
+
+    def _divert(self) -> None:
+        """Have what is made ready to be run come into the queue, from here on."""
+        if self._hooks is not None:
+            native: Any = self.native
+            native.call_soon = self._call_soon
+            native.is_running = self._is_stepping
+
+    def _divert_no_more(self) -> None:
+        self.native.__dict__.pop("call_soon", None)
+        self.native.__dict__.pop("is_running", None)
+
+    def _call_soon(
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        """The loop's ``call_soon()`` while it is not run."""
+        handle = asyncio.Handle(callback, args, self.native, context)
+        self._queue.append(handle)
+        return handle
+
+    def _is_stepping(self) -> bool:
+        """The loop's ``is_running()`` while it is not run."""
+        return self._stepping
+
     def _run(self) -> None:
         """Run the loop until it is told to stop."""
         try:
+            with self._mutex:
+                self._divert_no_more()
+                self._runs = True
+            if self._queue:
+                self.native.call_soon(self._run_queue)
             self.native.run_forever()
         except (KeyboardInterrupt, SystemExit) as error:
             if threading.current_thread() is threading.main_thread():
@@ -360,9 +473,20 @@ class TurnedLoop:
             self.native.call_exception_handler(
                 {"message": "a task or a callback tried to end the thread in which it was run", "exception": error}
             )
+        finally:
+            with self._mutex:
+                self._runs = False
+                self._divert()
+            self._left_at = time.monotonic()
+
+    def _run_queue(self) -> None:
+        while self._queue:
+            _run(self._queue.popleft())
 
     def _step_down(self, turn: Turn) -> None:
         """Wait no more, and hand the loop on if it is ours; or do what is left of that, after an interrupt."""
+        if self._stepping and self._leader is turn:
+            self._stop_stepping()
         with self._mutex:
             if turn in self._followers:
                 self._followers.remove(turn)
@@ -371,7 +495,6 @@ class TurnedLoop:
                 if heir is not None:
                     self._hand_to(heir)
                     return
-                self._left_at = time.monotonic()
                 self._leader = None
             elif self._leader is not None:
                 return
@@ -500,7 +623,9 @@ class TurnedLoop:
         turn = Turn()
         turn.forced = True
         try:
-            self._take(turn, None)
+            asks = self._take(turn)
+            if asks is not None:
+                self._follow(turn, None, asks)
             yield
         finally:
             self._step_down(turn)
@@ -534,12 +659,13 @@ class TurnedLoop:
             self._executor.shutdown(wait=False)
             self._executor = _Executor()
             self.native.set_default_executor(self._executor)
-        ready = ready or bool(getattr(self.native, "_ready", None))
+        ready = ready or bool(self._queue or self._ready)
         bound = "greenlet" in sys.modules  # then the keeper may as well go on, and knows best what there is
         if not (ready or bound) and self._leader is None and not self._tasks():
             return not self._expects_more()
         if _get_running_loop() is not None:
             return bool(threads.call(partial(self.clear, ready)))
+        self._left_at = 0.0
         cleared = self._complete(self._clear(ready))
         if not bound:
             with self._led():  # so that the keeper does not
@@ -586,6 +712,7 @@ class TurnedLoop:
             if self._closed:
                 return
             self._closed = True
+        self._left_at = 0.0  # what is being closed, as uvloop's connections, has its turn
         try:
             self._complete(_cancel(asyncio.all_tasks(self.native)))
             self._complete(self.native.shutdown_asyncgens())
@@ -593,6 +720,7 @@ class TurnedLoop:
                 threads.call(self._executor.shutdown, CANCEL_SECONDS)
         finally:
             with self._led():
+                self._divert_no_more()  # it holds us
                 self.native.close()
                 with self._mutex:
                     self._over = True
@@ -608,7 +736,8 @@ class TurnedLoop:
             self.native.is_closed = lambda: True  # type: ignore[method-assign]
         for task in tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # the child's exit destroys it: no mistake
-        _orphans.append((self.native, tasks))
+        _orphans.append((self.native, tasks, self._queue))
+        self._queue = deque()
         self._closed = self._over = True
         self._mutex = Lock()
         self._leader = self._keeper = None
@@ -651,6 +780,24 @@ class _Made:
         tasks = {task for made in self._tasks if (task := made()) is not None and not task.done()}
         self._tasks = [weakref.ref(task) for task in tasks]
         return tasks
+
+
+def _run(handle: asyncio.Handle) -> None:
+    if not handle._cancelled:
+        handle._run()
+
+
+def _run_watched(handle: asyncio.Handle) -> None:
+    """Run it as a loop does in debug mode."""
+    loop: Any = handle._loop  # type: ignore[attr-defined]
+    callback = handle._callback  # type: ignore[attr-defined]
+    began = time.monotonic()
+    _run(handle)
+    took = time.monotonic() - began
+    if took >= loop.slow_callback_duration:
+        task = getattr(callback, "__self__", None)
+        shown = task if isinstance(task, asyncio.Task) else handle
+        logging.getLogger("asyncio").warning("Executing %r took %.3f seconds", shown, took)
 
 
 async def _run_what_is_ready() -> None:
@@ -769,6 +916,10 @@ class LentLoop:
             if not turn._sleep_for(LOOK_SECONDS):
                 self._ring(_nothing)  # raises, if nobody will ever tell
 
+    def is_busy(self) -> bool:
+        """See `TurnedLoop.is_busy`."""
+        return bool(getattr(self.native, "_ready", True))
+
     def tell(self, turn: Turn) -> None:
         if not turn.told:  # else its thread is on its way to look
             turn.told = True
@@ -807,6 +958,9 @@ class ServedLoop(LentLoop):
 
     def wait(self, turn: Turn, callback: Callable[[], object] | None = None) -> None:
         self._thread.serve(lambda: turn.told, callback, reads=False)
+
+    def is_busy(self) -> bool:
+        return bool(self._thread.loop_is_busy)
 
     def tell(self, turn: Turn) -> None:
         turn.told = True
@@ -958,7 +1112,7 @@ _pid = os.getpid()
 _every: weakref.WeakSet[TurnedLoop] = weakref.WeakSet()
 _tasks_at_fork: dict[TurnedLoop, set[asyncio.Task[Any]]] = {}
 """What the loops run, while a fork is under way: from Python 3.14 on the child's asyncio does not know it any more."""
-_orphans: list[tuple[asyncio.AbstractEventLoop, set[asyncio.Task[Any]]]] = []
+_orphans: list[tuple[object, ...]] = []
 
 
 def _before_fork() -> None:

@@ -159,6 +159,11 @@ class LentThread(Protocol):
         """How much of its response the server was given so far. In the loop."""
         ...
 
+    @property
+    def loop_is_busy(self) -> bool:
+        """Whether something is ready to be run; True as well where the loop does not let it be seen. In the loop."""
+        ...
+
 
 class WholeAnswer(list[bytes]):
     """A whole body in one block, as an inner wrapper gives it to an outer one, which then wakes its loop but once."""

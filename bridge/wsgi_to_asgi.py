@@ -940,9 +940,8 @@ class _LentCycle(_Cycle):
 
     async def _settle(self) -> None:
         """Give way until the block is with the server, or nobody is on the way with it any more."""
-        ready = getattr(self._door.native, "_ready", True)  # asyncio's: what is left to be run
         turns = 0
-        while ready and turns < SETTLE_TURNS and self._thread.given == self._given:
+        while turns < SETTLE_TURNS and self._thread.given == self._given and self._thread.loop_is_busy:
             turns += 1
             await anyio.lowlevel.checkpoint()
 

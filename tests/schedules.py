@@ -70,6 +70,10 @@ class Stuck(AssertionError):
     """Nobody can go on, or there is no end to it."""
 
 
+class Misfit(Exception):
+    """A mutation is of something that is not there: it proves nothing."""
+
+
 class _Abandoned(BaseException):
     """Ends a thread of a schedule that is over, wherever it stands."""
 
@@ -583,7 +587,8 @@ def _compile(name: str, mutation: Mutation | None) -> types.CodeType:
     if mutation is not None:
         hunk = [line if line.strip() else " \n" for line in mutation.splitlines(keepends=True)[1:]]
         old, new = ("".join(line[1:] for line in hunk if line[0] in kinds) for kinds in (" -", " +"))
-        assert source.count(old) == 1, f"{path} has {source.count(old)} times\n{old}"
+        if source.count(old) != 1:
+            raise Misfit(f"{path} has {source.count(old)} times\n{old}")
         source = source.replace(old, new)
     return compile(source, str(path), "exec")
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
+import statistics
 import sys
 import threading
 import time
 import types
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import uvloop
@@ -26,6 +28,8 @@ from tests.drivers import LIMIT, RunningCall, Signal, in_thread, run_in_thread, 
 FACTORIES = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 Factory = Callable[[], asyncio.AbstractEventLoop]
+
+T = TypeVar("T")
 
 
 @pytest.fixture(params=list(FACTORIES))
@@ -77,6 +81,174 @@ def test_a_lone_thread_runs_the_loop_itself(loop: TurnedLoop, delay: float) -> N
     loop.wait(turn, begin)
     assert turn.told
     assert threads == [threading.get_ident()]
+
+
+def count_runs(loop: TurnedLoop, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time that somebody runs the loop."""
+    runs: list[int] = []
+    run = loop._run
+
+    def note() -> None:
+        runs.append(threading.get_ident())
+        run()
+
+    monkeypatch.setattr(loop, "_run", note)
+    return runs
+
+
+def wait_for_task(loop: TurnedLoop, coroutine: Coroutine[Any, Any, T]) -> T:
+    """What it returns. Its task is made in this thread."""
+    turn = Turn()
+    tasks: list[asyncio.Task[T]] = []
+
+    def begin() -> None:
+        tasks.append(loop.native.create_task(coroutine))
+        tasks[0].add_done_callback(lambda _: loop.tell(turn))
+
+    loop.wait(turn, begin)
+    return tasks[0].result()
+
+
+def test_what_waits_for_nothing_needs_no_turn_of_the_loop(loop: TurnedLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A15]"""
+
+    async def work() -> asyncio.Task[Any] | None:
+        assert asyncio.get_running_loop() is loop.native
+        assert loop.native.is_running()
+        await asyncio.sleep(0)
+        async with asyncio.Lock():
+            pass
+        future = loop.native.create_future()
+        loop.native.call_soon(future.set_result, None)
+        loop.native.call_soon(pytest.fail, "it was cancelled").cancel()
+        await future
+        return asyncio.current_task()
+
+    hooks = sys.get_asyncgen_hooks()
+    wait_for_task(loop, asyncio.sleep(0))  # its first turn
+    runs = count_runs(loop, monkeypatch)
+    for _ in range(3):
+        assert wait_for_task(loop, work()) is not None
+        assert asyncio._get_running_loop() is None
+        assert not loop.native.is_running()
+        assert sys.get_asyncgen_hooks() == hooks
+    assert not runs
+
+
+def test_an_asynchronous_generator_that_is_dropped_is_finalized_by_the_loop(loop: TurnedLoop) -> None:
+    """[A16] Also one that was begun without a turn of it."""
+    closed: list[object] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+            closed.append(asyncio.get_running_loop())
+
+    async def work() -> None:
+        async for _ in numbers():
+            break
+
+    wait_for_task(loop, asyncio.sleep(0))
+    wait_for_task(loop, work())
+    gc.collect()
+    wait_for_task(loop, asyncio.sleep(0.001))
+    assert closed == [loop.native]
+
+
+def test_a_callback_that_fails_is_told_to_the_loop(loop: TurnedLoop) -> None:
+    errors: list[Any] = []
+    loop.native.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+
+    async def work() -> None:
+        loop.native.call_soon(int, "x")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    wait_for_task(loop, asyncio.sleep(0))
+    wait_for_task(loop, work())
+    assert [type(error) for error in errors] == [ValueError]
+
+
+def test_what_is_left_to_be_run_is_run_by_whoever_leads_next(factory: Factory) -> None:
+    """[A16] By the keeper, if nobody comes."""
+    ended = Signal("ended")
+    tasks: list[asyncio.Task[None]] = []
+
+    async def work(turn: Turn) -> None:
+        loop.tell(turn)
+        await asyncio.sleep(0)
+        order.append(turn)
+
+    async def end() -> None:
+        await work(Turn())
+        ended.set()
+
+    def begin(coroutine: Coroutine[Any, Any, None]) -> None:
+        tasks.append(loop.native.create_task(coroutine))
+
+    with contextlib.closing(TurnedLoop(factory, needs_keeper=True)) as loop:
+        order: list[Turn] = []
+        turns = [Turn() for _ in range(3)]
+        for turn in turns:
+            loop.wait(turn, partial(begin, work(turn)))
+        loop.post(partial(begin, end()))
+        ended.wait()
+    assert order[:3] == turns
+
+
+def test_a_loop_has_its_turn_among_threads_that_need_none(factory: Factory) -> None:
+    """[A16] A timer is on time though each of those who lead it would do without."""
+    late: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            due = time.monotonic() + 0.01
+            await asyncio.sleep(0.01)
+            late.append(time.monotonic() - due)
+
+    with contextlib.closing(TurnedLoop(factory, needs_keeper=True)) as loop:
+        loop.post(lambda: tasks.append(loop.native.create_task(tick())))
+        tasks: list[asyncio.Task[None]] = []
+        ends = time.monotonic() + 0.5
+        while time.monotonic() < ends:
+            wait_for_task(loop, asyncio.sleep(0))
+    assert len(late) > 20
+    assert statistics.median(late) < 0.01
+
+
+def test_a_task_that_looks_again_and_again_sees_what_the_loop_brings(loop: TurnedLoop) -> None:
+    reads, writes = socket.socketpair()
+    seen: list[bytes] = []
+
+    async def work() -> None:
+        loop.native.add_reader(reads, lambda: seen.append(reads.recv(1)))
+        writes.send(b"x")
+        while not seen:
+            await asyncio.sleep(0)
+        loop.native.remove_reader(reads)
+
+    with reads, writes:
+        wait_for_task(loop, asyncio.sleep(0))
+        wait_for_task(loop, work())
+    assert seen == [b"x"]
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_a_slow_callback_is_told_of_in_debug_mode(
+    loop: TurnedLoop, debug: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[S3]"""
+
+    async def dawdle() -> None:
+        time.sleep(0.002)
+
+    wait_for_task(loop, asyncio.sleep(0))
+    loop.native.set_debug(debug)
+    loop.native.slow_callback_duration = 0.002
+    wait_for_task(loop, dawdle())
+    assert ("dawdle" in caplog.text) is debug
 
 
 def test_a_turn_that_was_told_before_does_not_wait(loop: TurnedLoop) -> None:
