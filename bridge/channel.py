@@ -374,13 +374,25 @@ class ToLoop(Generic[T]):
 
     def put_last(self, *items: T) -> None:
         """Hand over the last items; whether the channel is closed or not. For the thread, which never waits here."""
+        wake = self.lay_last(*items)
+        if wake is not None:
+            wake()
+
+    def lay_last(self, *items: T) -> Callable[[], object] | None:
+        """`put_last`, but for the waking.
+
+        Returns:
+            What wakes the task, for the thread to call before it sleeps; None if the task is awake.
+        """
         with self._mutex:
             self._closed = True
             self._items.extend(items)
             on_put, self._on_put = self._on_put, None
-        if on_put is not None:
-            with contextlib.suppress(Closed):  # then nobody is there to get it
-                self._ring(on_put)
+        return None if on_put is None else functools.partial(self._ring_last, on_put)
+
+    def _ring_last(self, on_put: Callable[[], object]) -> None:
+        with contextlib.suppress(Closed):  # then nobody is there to get it
+            self._ring(on_put)
 
     def _ring(self, on_put: Callable[[], object]) -> None:
         try:
@@ -397,8 +409,13 @@ class ToLoop(Generic[T]):
         if on_put is not None:
             on_put()
 
-    async def get(self) -> list[T]:
-        """All the items there are, at least one. For the task."""
+    async def get(self, begin: Callable[[], object] | None = None) -> list[T]:
+        """All the items there are, at least one. For the task.
+
+        Args:
+            begin: Wakes the thread that is to put them. It is called at the last moment: a thread that wakes up while
+                this one still has the interpreter lock falls asleep again.
+        """
         while True:
             with self._mutex:
                 if self._items:
@@ -406,6 +423,9 @@ class ToLoop(Generic[T]):
                     return items
                 sleeper = self._door.make_sleeper()
                 self._on_put = functools.partial(self._door.wake, sleeper)
+            if begin is not None:
+                begin()
+                begin = None
             await sleeper
 
     def sent(self, size: int) -> None:
@@ -559,12 +579,14 @@ class StepsToLoop(ToLoop[T]):
             self._items.append(item)
             self._size += size
 
-    def put_last(self, *items: T) -> None:
+    def lay_last(self, *items: T) -> None:
         with self._mutex:
             self._closed = True
             self._items.extend(items)
 
-    async def get(self) -> list[T]:
+    async def get(self, begin: Callable[[], object] | None = None) -> list[T]:
+        if begin is not None:
+            begin()
         while True:
             with self._mutex:
                 if self._items:

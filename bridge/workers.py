@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Job = Callable[["Place | None"], None]
+    Job = Callable[["Place | None"], "Callable[[], object] | None"]
 
 __all__ = ["Place", "Workers"]
 
@@ -25,11 +25,14 @@ _numbers = itertools.count(1)
 
 # -- Theory -----------------------------------------------------------------------------------------------------------
 #
-# A job is a callable that gets the Place it runs in. Jobs wait in the backlog and begin in the order in which they
-# came, at most `threads` of them at once; one that streams for long may move from its place among the threads to one
-# among the streams, so that the next job can begin. Where no thread can be started and there is none, or none but those
-# that stream, nobody may ever come to the backlog: then all that wait there get None for a Place, which tells them to
-# give up.
+# A job is a callable that gets the Place it runs in. It may return its last word: what wakes whoever waits for it, to
+# be called when this thread has nothing left to do. For whoever wakes up wants the interpreter lock, and if he does not
+# get it, since this thread looks for its next job and lies down, he falls asleep again, and has to be woken twice.
+#
+# Jobs wait in the backlog and begin in the order in which they came, at most `threads` of them at once; one that
+# streams for long may move from its place among the threads to one among the streams, so that the next job can begin.
+# Where no thread can be started and there is none, or none but those that stream, nobody may ever come to the backlog:
+# then all that wait there get None for a Place, which tells them to give up.
 #
 # At most one thread at a time is on its way to the backlog (`_coming`). It takes the first job, and then calls the next
 # thread if a job and a place are left. So of many jobs that come at once and are short, the threads that already run do
@@ -284,17 +287,25 @@ _Step = tuple["Job | None", Place, bool]
 def _run(owner: weakref.ref[Workers], generation: object, idle_seconds: float) -> None:
     """The life of a thread. It holds its owner only while it works, so that an owner that is dropped can go."""
     bed = _Bed()
+    last_word: Callable[[], object] | None = None
     while not bed.dismissed and (workers := owner()) is not None:
         job, place, starts = workers._take()
         while job is not None:
             if starts:
                 workers._start()
-            job(place)
+            last_word = job(place)
             del job  # nothing of a request stays here
             if workers._generation is not generation:
+                _say(last_word)
                 return
             job, place, starts = workers._finish(place)
-        if not workers._lie_down(bed):
+            if job is not None:
+                _say(last_word)
+                last_word = None
+        stays = workers._lie_down(bed)
+        _say(last_word)
+        last_word = None
+        if not stays:
             return
         del workers, place
         if not bed.lock.acquire(timeout=idle_seconds):
@@ -303,6 +314,11 @@ def _run(owner: weakref.ref[Workers], generation: object, idle_seconds: float) -
                 return
             del workers
             bed.lock.acquire()
+
+
+def _say(last_word: Callable[[], object] | None) -> None:
+    if last_word is not None:
+        last_word()
 
 
 _every: weakref.WeakSet[Workers] = weakref.WeakSet()

@@ -375,9 +375,9 @@ class _Cycle:
         except BadRequest as error:
             await self._refuse(error)
             return
-        self._begin_work()
         self._door.alarm(self, self._on_slow)
         try:
+            self._items = await self._outlet.get(self._begin_work)
             if not await self._relay(None):
                 await self._relay_watched()
         except BaseException:
@@ -661,9 +661,9 @@ class _Cycle:
 
     # -- The worker: in its thread ------------------------------------------------------------------------------------
 
-    def _work(self, place: Place | None) -> None:
+    def _work(self, place: Place | None) -> Callable[[], object] | None:
         if not self._claim.acquire(blocking=False):
-            return  # the client left before its turn came
+            return None  # the client left before its turn came
         self._place = place
         self._worker = threading.get_ident()
         try:
@@ -673,15 +673,19 @@ class _Cycle:
         except BaseException as error:
             self._app_error = error
         SyncToAsync.threadlocal.main_event_loop = None  # an idle thread keeps neither a loop nor a request
-        self._end_work()
+        return self._end_work()
 
-    def _end_work(self) -> None:
+    def _end_work(self) -> Callable[[], object] | None:
+        """Hand over what is left.
+
+        Returns:
+            What wakes the host.
+        """
         if self._brought is not None:
             self._brought.close()
         if self._last_item is None:
-            self._outlet.put_last(DONE)
-        else:
-            self._outlet.put_last(self._last_item, DONE)
+            return self._outlet.lay_last(DONE)
+        return self._outlet.lay_last(self._last_item, DONE)
 
     def _show_loop_to_asgiref(self) -> None:
         """Leave the server's loop where async_to_sync finds it; sync_to_async leaves the same in its threads.

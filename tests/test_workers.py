@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -67,6 +68,29 @@ def run(workers: Workers) -> int:
     job.ended.wait()
     until(lambda: not workers.running and len(workers._idle) == workers.alive)
     return job.thread
+
+
+def test_the_last_word_of_a_job_comes_when_its_thread_has_nothing_left_to_do() -> None:
+    """Lest whoever it wakes has to wait for the thread; but before the next job, which may take long."""
+    workers = Workers(threads=1, streams=0)
+    told: list[tuple[object, ...]] = []
+    over = Signal("over")
+
+    def job(number: int, place: Place | None) -> Callable[[], object]:
+        told.append((number, "runs"))
+        if number == 1:
+            workers.submit(partial(job, 2))
+        return partial(say, number)
+
+    def say(number: int) -> None:
+        told.append((number, workers.running, len(workers._idle)))
+        if number == 2:
+            over.set()
+
+    workers.submit(partial(job, 1))
+    over.wait()
+    assert told == [(1, "runs"), (1, 1, 0), (2, "runs"), (2, 0, 1)]
+    workers.stop()
 
 
 def test_nothing_starts_before_the_first_job() -> None:
@@ -328,10 +352,10 @@ def test_no_job_is_lost_or_run_twice(hasty: None, idle_seconds: float) -> None:
     "moment",
     [
         "idle: run(); in_child()",
-        "busy: workers.submit(lambda place: hold.wait()); run(); in_child(); hold.set()",
-        "waiting: [workers.submit(lambda place: hold.wait()) for _ in range(6)]; in_child(); hold.set()",
+        "busy: workers.submit(wait); run(); in_child(); hold.set()",
+        "waiting: [workers.submit(wait) for _ in range(6)]; in_child(); hold.set()",
         "locked: workers._mutex.acquire(); in_child(); workers._mutex.release(); run()",
-        "in a job: workers.submit(lambda place: (in_child(), over.set())); assert over.wait(10); run()",
+        "in a job: workers.submit(work); assert over.wait(10); run()",
     ],
 )
 def test_fork_gets_threads_of_its_own(moment: str) -> None:
@@ -347,6 +371,13 @@ def test_fork_gets_threads_of_its_own(moment: str) -> None:
             done = threading.Event()
             workers.submit(lambda place: done.set())
             assert done.wait(10)
+
+        def wait(place):
+            hold.wait()
+
+        def work(place):
+            in_child()
+            over.set()
 
         def in_child():
             pid = os.fork()
@@ -380,7 +411,7 @@ def test_thread_that_forked_leaves_at_the_end_of_its_job() -> None:
 
         workers = Workers(4, 4)
         pids = []
-        workers.submit(lambda place: pids.append(os.fork()))
+        workers.submit(lambda place: pids.append(os.fork()))  # append() gives None back: there is no last word
         while not pids or workers.running:
             pass
         # Only the parent's main thread comes here; in the child the process ends with its only thread.
