@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, assert_type
 
 import fastapi
 import flask
+import gunicorn.app.base
 import httpx
 import starlette.applications
 import starlette.middleware
@@ -21,6 +22,8 @@ import uvicorn
 import werkzeug.middleware.dispatcher
 import werkzeug.middleware.proxy_fix
 import werkzeug.serving
+from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
 
 import bridge
 from bridge import AsgiToWsgi, WsgiToAsgi
@@ -59,10 +62,10 @@ class WsgiObject:
         return wsgi_app(environ, start_response)
 
 
-def wsgi_apps(django_app: WSGIApplication) -> None:
+def wsgi_apps(any_app: WSGIApplication) -> None:
     WsgiToAsgi(FLASK)
     WsgiToAsgi(FLASK.wsgi_app)
-    WsgiToAsgi(django_app)
+    WsgiToAsgi(any_app)
     WsgiToAsgi(wsgi_app)
     WsgiToAsgi(wsgi_by_hand)
     WsgiToAsgi(WsgiObject())
@@ -136,6 +139,20 @@ def as_wsgi(wsgi: WSGIApplication) -> None:
     httpx.WSGITransport(AsgiToWsgi(FASTAPI))
 
 
+# Both kinds
+
+
+def django_site() -> None:
+    """Not called when the tests run: Django wants to be set up for the whole process."""
+    WsgiToAsgi(get_wsgi_application())
+    AsgiToWsgi(get_asgi_application())
+
+
+class GunicornOfAsgiApps(gunicorn.app.base.BaseApplication):
+    def load(self) -> WsgiToAsgi:
+        return WsgiToAsgi(FLASK)
+
+
 # What they give
 
 
@@ -157,6 +174,10 @@ def mistakes(iterator: AsyncIterator[bytes]) -> None:
     WsgiToAsgi("site:app")  # type: ignore[arg-type]
     AsgiToWsgi(FLASK)  # type: ignore[arg-type]
     AsgiToWsgi(wsgi_app)  # type: ignore[arg-type]
+    AsgiToWsgi(AsgiToWsgi(FASTAPI))  # type: ignore[arg-type]
+    WsgiToAsgi(WsgiToAsgi(FLASK))  # type: ignore[arg-type]
+    WsgiToAsgi(get_asgi_application())  # type: ignore[arg-type]
+    AsgiToWsgi(get_wsgi_application())  # type: ignore[arg-type]
     AsgiToWsgi(iterator)  # type: ignore[arg-type]
     AsgiToWsgi(FASTAPI, loop="own")  # type: ignore[arg-type]
     WsgiToAsgi(FLASK, 40)  # type: ignore[call-arg]

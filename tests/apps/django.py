@@ -1,8 +1,8 @@
 """The site with Django, as a WSGI app and as an ASGI app, and with Channels."""
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterable, Callable, Iterable
+from typing import Any, TypeAlias
 
 from tests.apps import (
     COOKIES,
@@ -28,6 +28,8 @@ from tests.apps import (
 )
 
 __all__ = ["channels_asgi", "django_asgi", "django_wsgi"]
+
+Blocks: TypeAlias = Iterable[bytes] | AsyncIterable[bytes]
 
 
 def django_wsgi() -> Any:
@@ -70,10 +72,10 @@ class DjangoStreams:
 
     def __init__(
         self,
-        download: Callable[[], object],
-        broken: Callable[[], object],
-        events: Callable[[str], object],
-        ticks: Callable[[str], object],
+        download: Callable[[], Blocks],
+        broken: Callable[[], Blocks],
+        events: Callable[[str], Blocks],
+        ticks: Callable[[str], Blocks],
     ) -> None:
         self.download, self.broken, self.events, self.ticks = download, broken, events, ticks
 

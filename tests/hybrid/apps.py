@@ -12,7 +12,7 @@ __all__ = ["HybridConfig", "facts"]
 facts: dict[str, Any] = {"started": 0, "finished": 0, "connections": 0, "left open": 0, "threads": []}
 
 
-class HybridConfig(AppConfig):  # type: ignore[misc]
+class HybridConfig(AppConfig):
     name = "tests.hybrid"
     label = "hybrid"
 
