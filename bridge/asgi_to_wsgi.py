@@ -56,6 +56,9 @@ if TYPE_CHECKING:
 
     # What asgiref.typing and Starlette have in common: each takes the other's apps for wrong.
     ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[object]]
+    # What a server may promise of them: gunicorn, as its stubs tell, no dict, and a start_response without exc_info.
+    AnyEnvironment: TypeAlias = WSGIEnvironment | Any
+    AnyStartResponse: TypeAlias = StartResponse | Any
 
 T = TypeVar("T")
 
@@ -171,7 +174,7 @@ class AsgiToWsgi:
         self._guest_lives: dict[object, GuestLife] = {}  # by the loops that lie outside
         self._make_guest_life = partial(GuestLife, app, lifespan, startup_timeout)
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: AnyEnvironment, start_response: AnyStartResponse) -> Iterable[bytes]:
         """Serve one request (PEP 3333).
 
         Raises:

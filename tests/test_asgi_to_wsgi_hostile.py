@@ -63,7 +63,7 @@ def test_an_environ_without_a_method_is_the_servers_error(loop: str) -> None:
     """[S2]"""
     with wrap(plain, loop) as application:
         with pytest.raises(KeyError, match="REQUEST_METHOD"):
-            application({"wsgi.input": FakeInput()}, lambda *arguments: None)  # type: ignore[arg-type]
+            application({"wsgi.input": FakeInput()}, lambda *arguments: None)
         assert not application._life.requests
         assert WsgiServer().run(application).body == b"ok"
 
@@ -92,7 +92,7 @@ def test_an_app_that_asks_its_own_wrapper_during_startup_gets_an_error() -> None
             return await answer(send)
         await receive()
         try:
-            await anyio.to_thread.run_sync(application, make_environ(), lambda *arguments: None)  # type: ignore[arg-type]
+            await anyio.to_thread.run_sync(application, make_environ(), lambda *arguments: None)
         except RuntimeError as error:
             errors.append(error)
         await send({"type": "lifespan.startup.complete"})
@@ -221,7 +221,7 @@ def test_an_interrupt_right_after_a_request_was_let_in_lets_it_go(loop: str, mon
         with monkeypatch.context() as patch:
             patch.setattr(Life, "enter", enter)
             with pytest.raises(KeyboardInterrupt):
-                list(application(make_environ(), lambda *arguments: None))  # type: ignore[arg-type]
+                list(application(make_environ(), lambda *arguments: None))
         assert not application._life.requests
 
 
@@ -236,7 +236,7 @@ def test_an_interrupt_while_a_loop_is_given_back_lets_its_request_go(monkeypatch
     with contextlib.closing(wrap(plain, "request")) as application:
         with monkeypatch.context() as patch:
             patch.setattr(LoopPool, "give_back", give_back)
-            result: Any = application(make_environ(), lambda *arguments: None)  # type: ignore[arg-type]
+            result: Any = application(make_environ(), lambda *arguments: None)
             with pytest.raises(KeyboardInterrupt):
                 result.close()
         assert not application._life.requests

@@ -148,6 +148,11 @@ def django_site() -> None:
     AsgiToWsgi(get_asgi_application())
 
 
+class GunicornOfWsgiApps(gunicorn.app.base.BaseApplication):
+    def load(self) -> AsgiToWsgi:
+        return AsgiToWsgi(FASTAPI)
+
+
 class GunicornOfAsgiApps(gunicorn.app.base.BaseApplication):
     def load(self) -> WsgiToAsgi:
         return WsgiToAsgi(FLASK)
