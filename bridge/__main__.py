@@ -265,12 +265,17 @@ class Service(NamedTuple):
 
 def serve_wsgi_app(app: WSGIApplication, service: Service) -> int:
     """Serve a WSGI app on uvicorn until SIGINT or SIGTERM; the exit status."""
+    held.set()  # until uvicorn's own handlers are there: see startup()
     import uvicorn
 
     class Server(uvicorn.Server):
         """Says where it serves once the app has started, and hangs up on streams that outlast their time of grace."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            held.clear()
+            if interrupted.is_set():
+                self.should_exit = True
+                return
             await super().startup(sockets)
             if self.started and service.announces:
                 announce(service, Kind.WSGI)
@@ -310,13 +315,16 @@ def serve_wsgi_app(app: WSGIApplication, service: Service) -> int:
     except KeyboardInterrupt:
         pass  # uvicorn stops by itself, and raises the signal again when it has
     finally:
+        held.clear()
         application.close()
+    if interrupted.is_set() and not server.started:
+        raise KeyboardInterrupt
     return 0 if server.started else 1
 
 
 def serve_asgi_app(app: ASGI3Application, service: Service) -> int:
     """Serve an ASGI app on the standard library's WSGI server until SIGINT or SIGTERM; the exit status."""
-    application = AsgiToWsgi(app)
+    application = AsgiToWsgi(app, loop_factory=make_loop)
     try:
         with ThreadedWSGIServer(service.listener, application, service.threads) as server:
             application.startup()
@@ -334,6 +342,22 @@ def serve_asgi_app(app: ASGI3Application, service: Service) -> int:
     finally:
         application.close()
     return 0
+
+
+def make_loop() -> asyncio.AbstractEventLoop:
+    """Make an event loop; an interrupt comes after it, since of half a loop Python would write a traceback."""
+    if threading.current_thread() is not threading.main_thread():
+        return asyncio.new_event_loop()
+    stops = interrupted.is_set()  # then what is left to do may need a loop
+    held.set()
+    try:
+        loop = asyncio.new_event_loop()
+    finally:
+        held.clear()
+    if interrupted.is_set() and not stops:
+        loop.close()
+        raise KeyboardInterrupt
+    return loop
 
 
 def serve_in_workers(count: int, serve: Callable[[], int]) -> int:
@@ -489,10 +513,15 @@ SIGNALS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
 
 interrupted: threading.Event = threading.Event()
 
+# While it is set, a signal does no more than to set the other one. What it would break off then tells of it, as asyncio
+# of half a loop and of a coroutine that nobody awaits; or does not break off, as the machinery of imports.
+held: threading.Event = threading.Event()
 
-def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+
+def interrupt(number: int, frame: FrameType | None) -> None:
     interrupted.set()
-    raise KeyboardInterrupt
+    if not held.is_set():
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

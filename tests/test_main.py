@@ -649,6 +649,37 @@ def test_an_interrupt_that_the_startup_has_caught_stops_all_the_same(serve: Call
     assert (served.line, status, out, err) == ("", 0, "", "")
 
 
+@pytest.mark.parametrize("target", ["shop_main:application", "shop_async:app"], ids=["WSGI", "ASGI"])
+def test_an_interrupt_while_a_loop_is_made_stops_without_a_word(serve: Callable[..., Served], target: str) -> None:
+    served = serve(target, program=INTERRUPTED)
+    assert (served.line, *served.wait()) == ("", 130, "", "")
+
+
+# In the middle of making its loop. An import may keep asyncio.new_event_loop, so that is replaced first.
+INTERRUPTED = """
+import asyncio, os, signal, sys
+
+class Loop(asyncio.SelectorEventLoop):
+    def _make_self_pipe(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        super()._make_self_pipe()
+
+asyncio.new_event_loop = Loop
+
+import bridge.__main__, uvicorn
+
+uvicorn.Config.get_loop_factory = lambda self: Loop
+sys.exit(bridge.__main__.main())
+"""
+
+
+def test_a_loop_can_be_made_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shutdown of an app that was interrupted may need one."""
+    monkeypatch.setattr(__main__, "interrupted", threading.Event())
+    __main__.interrupted.set()
+    __main__.make_loop().close()
+
+
 @pytest.mark.parametrize("target", ["shop_main:application", "shop_async:app"])
 def test_the_end_of_stdin_stops_where_that_is_asked_for(serve: Callable[..., Served], target: str) -> None:
     served = serve(target, "--until-stdin-closes")
