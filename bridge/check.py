@@ -349,7 +349,7 @@ class Answer:
     def text(self) -> str:
         if self.status is None:
             return "no answer"
-        blocks = f"{self.size:,} bytes in {self.blocks} block{'s' * (self.blocks != 1)}"
+        blocks = f"{self.size:,} byte{'s' * (self.size != 1)} in {self.blocks} block{'s' * (self.blocks != 1)}"
         return f"{self.status}, {blocks}{', then the client left' if self.left else ''}"
 
 
@@ -712,6 +712,13 @@ class _AsgiCheck(_Check):
         self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
     ) -> None:
         """The app as the bridge sees it."""
+        stops = False
+
+        async def checked_receive() -> Any:
+            nonlocal stops
+            message = await receive()
+            stops = message["type"] == "lifespan.shutdown"
+            return message
 
         async def checked_send(message: Any) -> None:
             if isinstance(message, Mapping):
@@ -726,10 +733,15 @@ class _AsgiCheck(_Check):
                 raise
 
         # Not the very callables of the bridge: what an app keeps of them shall be checked, too.
-        result = self.app(scope, receive, checked_send)
+        result = self.app(scope, checked_receive, checked_send)
         if not hasattr(result, "__await__"):
-            raise TypeError(f"the app returned {shown(result)}, which cannot be awaited")
-        await result
+            raise ProtocolError(f"the app returned {shown(result)}, which cannot be awaited")
+        try:
+            await result
+        except Exception as error:
+            if stops:  # the wrapper only logs it
+                self.tell(f"raised {_told(error)} when it was to stop", "shutdown failed")
+            raise
 
     def check_message(self, message: Mapping[str, Any]) -> None:
         kind = message.get("type")

@@ -313,6 +313,15 @@ async def does_not_stop(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "lifespan.shutdown.failed", "message": "Traceback:\n  no database"})
 
 
+async def breaks_when_it_stops(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "lifespan":
+        return await does_not_stop(scope, receive, send)
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    raise LookupError("no such pool")
+
+
 async def speaks_http_to_all(scope: Any, receive: Any, send: Any) -> None:
     await send(start())
     await send(body())
@@ -349,6 +358,7 @@ async def says_nothing_to_others(scope: Any, receive: Any, send: Any) -> None:
         (fails, "bubbled up", "raised LookupError: no such table ("),
         (refuses, "startup failed", "no database"),
         (does_not_stop, "shutdown failed", "no database"),
+        (breaks_when_it_stops, "shutdown failed", "raised LookupError: no such pool ("),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -358,6 +368,11 @@ def test_what_an_asgi_app_does_wrong_is_named(app: Any, rule: str, words: str) -
     assert [finding.rule for finding in severe] == [rule]
     assert words in severe[0].what
     assert RULES[rule].sentence in said(report)
+
+
+def test_what_the_check_itself_finds_has_no_place_in_the_apps_code() -> None:
+    (finding,) = check(plain, Kind.ASGI).findings
+    assert finding.what == "the app returned None, which cannot be awaited"
 
 
 @pytest.mark.parametrize(
