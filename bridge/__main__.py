@@ -105,8 +105,7 @@ def settle_kind(target: str, app: object, said: Kind | None) -> Kind:
 def factory_hint(app: object) -> str:
     if inspect.iscoroutinefunction(app):
         return ""  # a factory is called, and not awaited
-    made = isinstance(app, type) or (callable(app) and takes_nothing(app))
-    return ", or add --factory to have it called" if made else ""
+    return ", or add --factory to have it called" if callable(app) and takes_nothing(app) else ""
 
 
 def takes_nothing(app: Callable[..., object]) -> bool:
@@ -157,7 +156,7 @@ def import_module(name: str) -> ModuleType:
         if exc.name is not None and f"{name}.".startswith(f"{exc.name}."):
             raise CommandError(f"there is no module {exc.name!r} in {os.getcwd()} or on Python's path") from None
         raise CommandError(f"{name} cannot be imported: {told(exc)}") from exc
-    except Exception as exc:  # whatever the user's module raises is the user's to put right
+    except (Exception, SystemExit) as exc:  # whatever the user's module raises is the user's to put right
         raise CommandError(f"{name} cannot be imported: {told(exc)}") from exc
 
 
@@ -173,7 +172,7 @@ def make_app(target: str, factory: object) -> object:
         raise CommandError(f"{target} is no factory: it is async, so that to call it makes a coroutine")
     try:
         return factory()
-    except Exception as exc:  # see import_module
+    except (Exception, SystemExit) as exc:  # see import_module
         raise CommandError(f"{target} made no app: {told(exc)}") from exc
 
 

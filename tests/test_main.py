@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fastapi
 import flask
 import httpx
 import pytest
@@ -53,7 +54,8 @@ def test_what_can_be_told_is_told() -> None:
             lambda: None,
             r"is no app: it takes no arguments; name what it makes, .*, or add --factory to have it called$",
         ),
-        (flask.Flask, r"is no app: it is a class; name an instance of it, Flask\(\.\.\.\), or add --factory"),
+        (fastapi.FastAPI, r"is no app: it is a class; name an instance of it, FastAPI\(\.\.\.\), or add --factory"),
+        (flask.Flask, r"is no app: it is a class; name an instance of it, Flask\(\.\.\.\)$"),  # it wants a name
         (lambda scope: None, "as ASGI 2 apps do"),
         ("app", "'app' is no app: it is a string"),
         (None, "None is no app: it cannot be called$"),
@@ -102,6 +104,9 @@ async def make_async():
 
 def fail():
     raise RuntimeError("no database")
+
+def leave():
+    raise SystemExit("no settings")
 
 def endless(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -183,6 +188,7 @@ async def process(scope, receive, send):
 """,
     "shop_broken": "import nowhere_to_be_found",
     "shop_syntax": "def app(:",
+    "shop_script": "import sys\n\nsys.exit(3)",
     "shop_deep": """try:
     import shop_zero
 except Exception as error:
@@ -224,6 +230,7 @@ except Exception as error:
         ),
         ("shop_syntax:app", False, "shop_syntax cannot be imported: SyntaxError: "),
         ("shop_zero:app", False, "shop_zero cannot be imported: ZeroDivisionError: division by zero ("),
+        ("shop_script:app", False, "shop_script cannot be imported: SystemExit: 3 ("),
         (
             "shop_main:make_async",
             False,
@@ -233,6 +240,7 @@ except Exception as error:
         ("shop_main:make_async", True, "shop_main:make_async is no factory: it is async"),
         ("shop_main:text", True, "shop_main:text is no factory: it cannot be called"),
         ("shop_main:fail", True, "shop_main:fail made no app: RuntimeError: no database ("),
+        ("shop_main:leave", True, "shop_main:leave made no app: SystemExit: no settings ("),
         ("shop_main:application", True, "shop_main:application is no factory: it has to be called without arguments"),
     ],
 )
@@ -247,7 +255,7 @@ def test_what_cannot_be_found_is_told_with_status_2(
     *traceback, sentence = output.err.splitlines()
     assert sentence.startswith(f"python -m bridge: {words}")
     # The user's code has failed where there is an error in the sentence; with a word on where.
-    assert bool(traceback) == ("Error: " in words)
+    assert bool(traceback) == ("Error: " in words or "SystemExit: " in words)
     assert not traceback or str(modules) in output.err
 
 
