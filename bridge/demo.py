@@ -737,6 +737,7 @@ header { margin-bottom: 3rem; }
 h1 {
   margin: 0 0 .5rem; font-size: clamp(2rem, 6vw, 3.2rem); font-weight: 300; letter-spacing: -.03em; line-height: 1.15;
 }
+p { text-wrap: pretty; }
 header p { margin: 0; max-width: 44rem; min-height: 4.8em; color: var(--quiet); font-size: 1.1rem; }
 h2 { margin: 0; font-size: 1rem; font-weight: 600; }
 code, output, .big { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
@@ -770,6 +771,11 @@ input[type=text], input[type=file] {
   width: 100%; margin-top: .2rem; padding: .5rem .7rem; border: 1px solid var(--line); border-radius: .6rem;
   background: var(--paper); color: var(--ink); font: inherit; font-size: .92rem;
 }
+::file-selector-button {
+  margin-right: .7rem; padding: .1rem .7rem; border: 1px solid var(--tint); border-radius: .4rem; cursor: pointer;
+  background: transparent; color: var(--tint); font: inherit;
+}
+::file-selector-button:hover { background: var(--wash); }
 form { display: grid; gap: .8rem; justify-items: start; }
 form label { width: 100%; }
 progress {
