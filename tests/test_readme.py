@@ -94,32 +94,57 @@ import anyio, httpx
 
 async def main():
     async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://testserver") as client:
-        print(*[(await client.get(path)).text for path in PATHS])
+        print(*[(await client.get(path)).text for path in {paths}])
 
 anyio.run(main)
-WRAPPER.close()
+{wrapper}.close()
+"""
+
+
+ASK_MCP = """
+import httpx
+
+hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "tests", "version": "1"}}
+headers = {"accept": "application/json, text/event-stream"}
+
+with tools, httpx.Client(transport=httpx.WSGITransport(application), base_url="http://localhost:8000") as client:
+
+    def ask(method, **message):
+        answer = client.post("/tools/mcp", json={"jsonrpc": "2.0", "method": method, **message}, headers=headers)
+        headers["mcp-session-id"] = answer.headers["mcp-session-id"]
+        return answer.text
+
+    ask("initialize", id=1, params=hello)
+    ask("notifications/initialized")
+    answer = ask("tools/call", id=2, params={"name": "add", "arguments": {"a": 1, "b": 2}})
+    print(client.get("/").text, '"structuredContent":{"result":3}' in answer or answer)
 """
 
 
 @pytest.mark.parametrize(
-    ("block", "paths", "wrapper", "answer"),
+    ("block", "ask", "answer"),
     [
-        (DJANGO[0], ["/"], "application", "a Django site\n"),
-        (DJANGO[1], ["/", "/api/"], "django_site", 'a Django site "a FastAPI site"\n'),  # [C3]
+        (DJANGO[0], ASK.format(paths=["/"], wrapper="application"), "a Django site\n"),
+        (DJANGO[1], ASK_MCP, "a Django site True\n"),  # [C3]
+        (
+            DJANGO[2],
+            ASK.format(paths=["/", "/api/"], wrapper="django_site"),
+            'a Django site "a FastAPI site"\n',  # [C3]
+        ),
     ],
-    ids=["django", "django beside fastapi"],
+    ids=["django", "mcp below django", "django beside fastapi"],
 )
-def test_the_django_examples_answer(block: str, paths: list[str], wrapper: str, answer: str, tmp_path: Path) -> None:
-    assert len(DJANGO) == 2
+def test_the_django_examples_answer(block: str, ask: str, answer: str, tmp_path: Path) -> None:
+    assert len(DJANGO) == 3
     (tmp_path / "django_site.py").write_text(DJANGO_SITE)
     (tmp_path / "fastapi_site.py").write_text(FASTAPI_SITE)
-    (tmp_path / "asgi.py").write_text(block + ASK.replace("PATHS", repr(paths)).replace("WRAPPER", wrapper))
+    (tmp_path / "example.py").write_text(block + ask)
     environ = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
         "DJANGO_SETTINGS_MODULE": "django_site",
     }
-    command = [sys.executable, "asgi.py"]
+    command = [sys.executable, "example.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=50)
     assert (done.stdout, done.returncode) == (answer, 0), done.stderr
 
@@ -170,7 +195,7 @@ async def test_asgi_middleware_around_a_wsgi_app() -> None:
 
 def test_an_asgi_app_below_a_prefix_of_a_wsgi_site() -> None:
     """[C3]"""
-    application = run(block_with("DispatcherMiddleware"))["application"]
+    application = run(block_with("DispatcherMiddleware(site"))["application"]
     with application.mounts["/api"], httpx.Client(transport=httpx.WSGITransport(application)) as client:
         assert client.get("http://testserver/api/").json() == "a FastAPI site"
         assert client.get("http://testserver/").text == "a Flask site"
@@ -206,6 +231,16 @@ def test_the_errors_of_the_table_are_there_all_and_as_they_are_told() -> None:
     assert told.keys() == errors - {"BridgeError"}
     for name, base in told.items():
         assert not base or issubclass(getattr(bridge, name), getattr(builtins, base))
+
+
+def test_what_to_write_instead_of_another_library_can_be_written() -> None:
+    lines = re.findall(r"^\| `[\w.]+\(.*\| `(bridge\..*)` \|$", README, re.MULTILINE)
+    apps = {"WsgiToAsgi": sys.modules["flask_site"], "AsgiToWsgi": sys.modules["fastapi_site"]}
+    assert len(lines) == 4
+    for line in lines:
+        (wrapper,) = re.findall(r"^bridge\.(\w+)\(", line)
+        made = eval(line, {"bridge": bridge, "app": apps[wrapper].__dict__["app"]})
+        assert isinstance(made, getattr(bridge, wrapper))
 
 
 def test_statistics_are_numbers_by_name() -> None:
