@@ -152,7 +152,7 @@ def what_is_wrong(app: object) -> tuple[str, str]:
         # A function with fewer parameters than an app is one that makes an app.
         is_app = app.cr_code.co_argcount > 1
         meant = f"the function itself, {app.__name__}" if is_app else "what it gives when it is awaited"
-        return "is a coroutine, which is what an async function returns", meant
+        return "is a coroutine, as async functions return them", meant
     if isinstance(app, type):
         return _what_is_wrong_with_class(app)
     call = _call_of(app) if callable(app) else None
