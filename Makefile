@@ -45,8 +45,10 @@ format: $(VENV)/.dev
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# The release, in this order: make release-check, the version in bridge/__init__.py and CHANGELOG.md, a commit, its tag,
-# and what lies in dist/ then. The tests run on the installed wheel, away from bridge/, on what the sdist brings.
+# The release, in this order: the version in bridge/__init__.py and CHANGELOG.md, make release-check, a commit, its tag,
+# and what lies in $(DIST) then. The tests run on the installed wheel, away from bridge/, on what the sdist brings.
+# Before the first one: the repository's address, in [project.urls] and before the README's relative links and images. A
+# package index shows the README alone, and has the plot's alt text only.
 DIST := $(VENV)/dist
 RELEASE := $(VENV)/release
 
