@@ -412,18 +412,21 @@ def _end_worker(serve: Callable[[], int], parents_end: int) -> NoReturn:
     """Be a worker, and end as one: what stands on the parent's stack is not for the child."""
     status = 1
     try:
-        os.setpgid(0, 0)  # a terminal's Ctrl-C is for the parent: two would be one too many
-        stop_when_it_ends(parents_end)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        status = serve()
-    except KeyboardInterrupt:
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
+        try:
+            os.setpgid(0, 0)  # a terminal's Ctrl-C is for the parent: two would be one too many
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # which forgets the one that came before
+            signal.signal(signal.SIGINT, interrupt)
+            stop_when_it_ends(parents_end)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            status = serve()
+        except KeyboardInterrupt:
+            status = 0
+        except BaseException:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+    finally:
+        os._exit(status)  # even if a second interrupt has come in the midst of its end
 
 
 class QuietHandler(WSGIRequestHandler):

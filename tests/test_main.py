@@ -709,6 +709,27 @@ def test_a_worker_that_ends_by_itself_ends_all(serve: Callable[..., Served], tar
     assert re.search(r"^python -m bridge: worker \d+ ended by itself, with status [01]: so all end$", err, re.M)
 
 
+def test_a_worker_that_is_interrupted_twice_does_no_more_than_end(serve: Callable[..., Served]) -> None:
+    served = serve("shop_async:app", "--workers", "2", program=TWICE)
+    status, out, err = served.wait()
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"python -m bridge: worker \d+ ended by itself, with status 0: so all end\n", err)
+
+
+# The second comes in the midst of the end that the first has begun.
+TWICE = """
+import os, signal, sys
+import bridge.__main__ as main
+
+def serve_asgi_app(app, service):
+    sys.stdout.flush = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+main.serve_asgi_app = serve_asgi_app
+sys.exit(main.main())
+"""
+
+
 def worker_of(served: Served) -> int:
     """The process that answers."""
     with httpx.stream("GET", served.address, trust_env=False, timeout=LIMIT) as stream:
