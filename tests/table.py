@@ -28,6 +28,7 @@ WORKS, PARTLY, NOT_NATIVELY = "yes", "partly", "no"
 # The columns, and words in the names of the tests behind them. What has none of those words belongs to the first.
 COLUMNS = {
     "Requests, responses": "",
+    "Keeps connections": "same_connection",
     "Chunked upload": "chunked",
     "Aborts a broken response": "mid_response",
     "Streams out": "first_event",

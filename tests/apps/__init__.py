@@ -27,6 +27,7 @@ A bare app has only what a server without a framework can be asked for, but all 
     /hints                   an early hint before the response
     /trailers                a trailer behind it
     /gone/<key>              no response before the client has left: "<key>-gone" is put on the board then
+    /like/<that>             a response, or an error, like one of a framework's: what `Like` tells
 
 Frameworks are imported by those apps that use them. There is no `from __future__ import annotations` in asgi.py:
 FastAPI and Litestar read the annotations of functions that are made within a function.
@@ -38,6 +39,7 @@ import threading
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
@@ -56,10 +58,12 @@ __all__ = [
     "SLOW",
     "TRAILER",
     "Board",
+    "Like",
     "OnPurpose",
     "below",
     "lifespan",
-    "noting_receive",
+    "noting_asgi",
+    "noting_wsgi",
 ]
 
 BLOCK = bytes(range(256)) * 256
@@ -273,6 +277,33 @@ def file_seen(name: str | None, content: bytes) -> dict[str, Any]:
     return {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+@dataclass(frozen=True)
+class Like:
+    """What a bare app is to do as a framework has done it, for what the server then makes of the connection.
+
+    Attributes:
+        is_sized: Whether there is a Content-Length.
+        raises: Whether an error comes through to the server: "before" the response, "behind" it, or "never".
+    """
+
+    status: int
+    is_sized: bool
+    raises: str
+
+    @classmethod
+    def told_by(cls, path: str) -> "Like":
+        status, is_sized, raises = path.split("/")
+        return cls(int(status), is_sized == "True", raises)
+
+    @property
+    def path(self) -> str:
+        return f"{self.status}/{self.is_sized}/{self.raises}"
+
+    @property
+    def body(self) -> bytes:
+        return b"" if self.status in (204, 304) else b"like it"
+
+
 @asynccontextmanager
 async def lifespan(_: object = None) -> AsyncIterator[dict[str, Any]]:
     """Tells on the board in which process it ran, and how often; its end needs the loop and a thread."""
@@ -305,14 +336,30 @@ def below(prefix: str, app: Any, is_asgi: bool) -> Any:
     return DispatcherMiddleware(NotFound(), {prefix: app})
 
 
-def noting_receive(app: Any) -> Any:
-    """Puts "asked" on the board if /refuse asks for the body before it answers."""
+def noting_wsgi(app: Any) -> Any:
+    """Puts on the board when /error's error comes through as "raised", see `Like`."""
+
+    def noting(environ: dict[str, Any], start_response: Any) -> Any:
+        raised = "before"
+        try:
+            response = app(environ, start_response)
+            raised = "never"
+        finally:
+            if environ["PATH_INFO"] == "/error":
+                board.put("raised", raised)
+        return response
+
+    return noting
+
+
+def noting_asgi(app: Any) -> Any:
+    """As `noting_wsgi` does; and puts "asked" on the board if /refuse asks for the body before it answers."""
 
     async def noting(scope: dict[str, Any], receive: Any, send: Any) -> None:
         answered = False
 
         async def receive_and_note() -> Any:
-            if not answered:
+            if not answered and scope["path"] == "/refuse":
                 board.put("asked")
             return await receive()
 
@@ -321,7 +368,17 @@ def noting_receive(app: Any) -> Any:
             answered = True
             await send(message)
 
-        is_refused = scope.get("path") == "/refuse"
-        await (app(scope, receive_and_note, send_and_note) if is_refused else app(scope, receive, send))
+        if scope.get("path") not in ("/refuse", "/error"):
+            await app(scope, receive, send)
+            return
+        raised = "never"
+        try:
+            await app(scope, receive_and_note, send_and_note)
+        except OnPurpose:
+            raised = "behind" if answered else "before"
+            raise
+        finally:
+            if scope["path"] == "/error":
+                board.put("raised", raised)
 
     return noting

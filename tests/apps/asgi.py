@@ -17,6 +17,7 @@ from tests.apps import (
     HINT,
     LIMIT,
     TRAILER,
+    Like,
     OnPurpose,
     Upload,
     board,
@@ -596,6 +597,15 @@ def bare_asgi() -> Any:
             more = message.get("more_body", False)
             yield message.get("body", b"")
 
+    async def answer_like(like: Like, send: Send, method: str) -> None:
+        if like.raises == "before":
+            raise OnPurpose("before the response")
+        headers = [(b"content-length", b"%d" % len(like.body))] if like.is_sized else []
+        await send({"type": "http.response.start", "status": like.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else like.body})
+        if like.raises == "behind":
+            raise OnPurpose("behind the response")
+
     async def respond(send: Send, blocks: AsyncIterator[bytes], *headers: tuple[bytes, bytes]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async for block in blocks:
@@ -622,6 +632,8 @@ def bare_asgi() -> Any:
             return await respond_until_gone(receive, send, key)
         if kind == "broken":
             return await respond(send, broken_async(), (b"content-length", b"1000"))
+        if kind == "like":
+            return await answer_like(Like.told_by(key), send, scope["method"])
         if kind == "document":
             by_path = "http.response.pathsend" in extensions
             headers += [(b"content-length", b"%d" % len(DOCUMENT)), (b"x-wrapped", str(by_path).encode())]

@@ -8,8 +8,9 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 from tests.apps import (
@@ -19,6 +20,7 @@ from tests.apps import (
     HINT,
     LIMIT,
     TRAILER,
+    Like,
     OnPurpose,
     Upload,
     board,
@@ -566,6 +568,8 @@ def bare_wsgi() -> Any:
         if kind == "broken":
             start_response(status, [*headers, ("Content-Length", "1000")])
             return broken()
+        if kind == "like":
+            return answer_like(Like.told_by(key), environ, start_response)
         if kind == "document":
             wrap = environ.get("wsgi.file_wrapper")
             headers += [("Content-Length", str(len(DOCUMENT))), ("X-Wrapped", str(wrap is not None))]
@@ -597,6 +601,30 @@ def bare_wsgi() -> Any:
         return [body]
 
     return app
+
+
+def answer_like(like: Like, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    if like.raises == "before":
+        raise OnPurpose("before the response")
+    headers = [("Content-Length", str(len(like.body)))] if like.is_sized else []
+    start_response(f"{like.status} {HTTPStatus(like.status).phrase}", headers)
+    body = b"" if environ["REQUEST_METHOD"] == "HEAD" else like.body
+    return Blocks(body, raises=like.raises == "behind")
+
+
+class Blocks:
+    """A body in one block; a server cannot count the blocks, and may hear of an error when it closes them."""
+
+    def __init__(self, body: bytes, *, raises: bool) -> None:
+        self._body = body
+        self._raises = raises
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._body
+
+    def close(self) -> None:
+        if self._raises:
+            raise OnPurpose("behind the response")
 
 
 def with_trailers(environ: dict[str, Any]) -> Iterable[bytes]:
