@@ -18,7 +18,7 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_to_bytes
@@ -27,13 +27,14 @@ import httpx
 import pytest
 
 from tests.apps import BLOCK, DOCUMENT, DOWNLOAD_SIZE, ETAG, EVENTS, HINT, SLOW, TRAILER, Board, Like
-from tests.servers import LIMIT, MOUNT, SERVERS, Running, read_response, trusting, until
+from tests.servers import LIMIT, MOUNT, SERVERS, Running, Server, read_response, trusting, until
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
-# What runs on what
+# What runs on what. CherryPy takes "HTTP/2", as it is named without a minor version, for no protocol, and answers 500:
+# it is driven on daphne, and `test_cherrypy_over_http2` asks what hypercorn makes of it by itself.
 
 WSGI_APPS_ON_ASGI_SERVERS = {
     "flask": "uvicorn-h11 gunicorn-asgi",
@@ -763,6 +764,23 @@ def test_callback_of_a_dashboard_answers(client: httpx.Client) -> None:
     }
     answer = client.post("/dash/_dash-update-component", json=question).json()
     assert answer["response"]["greeting"]["children"] == "hello, Zoë"
+
+
+def test_cherrypy_over_http2(tmp_path: Path) -> None:
+    """[W5] It is served no worse than by hypercorn itself, which hosts WSGI apps too."""
+    cell = Cell("cherrypy_wsgi", "WsgiToAsgi", "hypercorn-http2")
+    require(cell.server)
+
+    def status(application: str, kind: Server, name: str) -> int:
+        directory = tmp_path / name
+        directory.mkdir()
+        with Running(kind, application, directory) as running, client_of(running) as client:
+            return client.get("/hello").status_code
+
+    server = SERVERS[cell.server]
+    if (seen := status(cell.application, server, "bridge")) != 200:
+        own = replace(server, app=f"wsgi:{server.app}")
+        assert seen == status(cell.native_server[0], own, "hypercorn")
 
 
 # What a server may offer, or may be asked for
