@@ -26,6 +26,7 @@ from bridge.headers import from_cgi
 from bridge.scope import build_scope
 from tests.drivers import AsgiServer, FakeInput, WsgiServer, make_environ, make_scope
 from tests.servers import SERVERS, Running, until
+from tests.test_servers import require
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -259,10 +260,9 @@ application = WRAP
 
 @pytest.fixture(scope="module", params=["uvicorn-h11", "gunicorn-gthread"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterable[Running]:
+    require(request.param)
     wrap = "WsgiToAsgi(wsgi)" if request.param.startswith("uvicorn") else "AsgiToWsgi(asgi)"
     kind = SERVERS[request.param]
-    if kind.missing:
-        pytest.skip(f"{kind.missing} not installed")
     with Running(kind, APPLICATION.replace("WRAP", wrap), tmp_path_factory.mktemp(request.param)) as running:
         yield running
 

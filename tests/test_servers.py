@@ -991,6 +991,16 @@ def test_lifespan_runs_once_in_each_worker(cell: Cell, tmp_path: Path, record_pr
     assert assert_ran_once_in_each_process(Board(running.board), ends=True) == sorted(map(str, seen))
 
 
+def test_missing_server_is_skipped_or_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SERVERS, "another", Server("another", "no_such_module_nor_program sys"))
+    monkeypatch.delenv("BRIDGE_REQUIRE_SERVERS", raising=False)
+    with pytest.raises(pytest.skip.Exception, match=r"another needs no_such_module_nor_program$"):
+        require("another")
+    monkeypatch.setenv("BRIDGE_REQUIRE_SERVERS", "1")
+    with pytest.raises(pytest.fail.Exception, match=r"another needs no_such_module_nor_program$"):
+        require("another")
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_readme_tells_of_it(cell: Cell) -> None:
     """By `make table`, after a line of the tables has changed."""

@@ -13,6 +13,7 @@ import pytest
 
 from tests.apps import Board
 from tests.servers import LIMIT, SERVERS, Running, read_response, until
+from tests.test_servers import require
 
 if TYPE_CHECKING:
     import socket
@@ -58,9 +59,8 @@ GRACE = {"uvicorn-h11": "--timeout-graceful-shutdown 1", "hypercorn-trio": "--gr
 
 
 def start(name: str, path: Path, application: str = APPLICATION, options: str = "") -> Running:
+    require(name)
     server = SERVERS[name]
-    if server.missing and os.environ.get("BRIDGE_REQUIRE_SERVERS") != "1":
-        pytest.skip(f"{name} needs {', '.join(server.missing)}")
     path.mkdir()
     return Running(replace(server, command=f"{server.command} {options}"), application, path)
 
