@@ -35,7 +35,7 @@ COLUMNS = {
     "Streams in": "mid_upload refusal",
     "Notices who left": "its_client_leaves does_not_send",
     "In parallel": "20_slow",
-    "Prefix": "prefix",
+    "Prefix": "prefix_is",
     "Lifespan, SIGTERM": "lifespan",
     "Files by path": "by_its_path",
     "Early hints": "early_hint",

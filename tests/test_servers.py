@@ -10,13 +10,16 @@ own kind, without bridge.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import hashlib
 import http.client
 import itertools
 import json
 import os
 import re
+import ssl
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +35,8 @@ from tests.servers import LIMIT, MOUNT, SERVERS, Running, Server, read_response,
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
+
+    from h2.connection import H2Connection
 
 # What runs on what. CherryPy takes "HTTP/2", as it is named without a minor version, for no protocol, and answers 500:
 # it is driven on daphne, and `test_cherrypy_over_http2` asks what hypercorn makes of it by itself.
@@ -321,9 +326,24 @@ def client(site: Site) -> Iterator[httpx.Client]:
 
 
 def client_of(running: Running) -> httpx.Client:
-    context = trusting() if running.url.startswith("https") else False
-    return httpx.Client(base_url=running.url, timeout=LIMIT, trust_env=False, http2=bool(context), verify=context)
+    transport = httpx.HTTPTransport(uds=str(running.path)) if running.path else None
+    return httpx.Client(**options_of(running), transport=transport)
 
+
+def options_of(running: Running) -> dict[str, Any]:
+    """By HTTP/2 wherever there is TLS."""
+    context = trusting() if running.url.startswith("https") else False
+    return {
+        "base_url": running.url,
+        "timeout": LIMIT,
+        "trust_env": False,
+        "http2": bool(context),
+        "verify": context,
+    }
+
+
+# RST_STREAM of a connection's first stream, by which a client of HTTP/2 leaves.
+CANCEL = bytes.fromhex("000004 03 00 00000001 00000008")
 
 _numbers = itertools.count()
 
@@ -381,6 +401,30 @@ def reply(running: Running, request_line: str) -> Reply:
 def send(connection: socket.socket, *lines: str, body: bytes = b"") -> None:
     head = "".join(f"{line}\r\n" for line in (lines[0], "Host: tests", *lines[1:]))
     connection.sendall(head.encode("latin-1") + b"\r\n" + body)
+
+
+def begin(
+    connection: socket.socket, request_line: str, *headers: str, body: bytes = b""
+) -> Callable[[], tuple[int, bytes]]:
+    """Send a request by the connection's protocol: HTTP/2, if it is for that. A body may be a part of what it says.
+
+    Returns:
+        What reads the response's status and body.
+    """
+    if not is_for_http2(connection):
+        send(connection, f"{request_line} HTTP/1.1", *headers, body=body)
+        return functools.partial(read_response, connection)
+    h2 = begin_by_http2(connection, request_line, *headers, body=body)
+
+    def read() -> tuple[int, bytes]:
+        answer = read_by_http2(connection, h2)
+        return answer.status, answer.body
+
+    return read
+
+
+def is_for_http2(connection: socket.socket) -> bool:
+    return isinstance(connection, ssl.SSLSocket) and connection.selected_alpn_protocol() == "h2"
 
 
 def receive_until(connection: socket.socket, end: bytes) -> bytes:
@@ -592,14 +636,13 @@ def test_exception_in_mid_response_aborts_it(site: Site, client: httpx.Client) -
     """[W15] [A9]"""
 
     def is_aborted(running: Running) -> bool:
-        with running.connect(timeout=3.0) as connection:
-            send(connection, "GET /broken HTTP/1.1")
+        with client_of(running) as client:
             try:
-                read_response(connection)
-            except (http.client.IncompleteRead, ConnectionError):
+                client.get("/broken", timeout=3.0)
+            except httpx.TimeoutException:  # as if more would come
+                return False
+            except httpx.TransportError:
                 return True
-            except TimeoutError:  # as if more would come
-                pass
         return False
 
     site.where_the_server_can(is_aborted)
@@ -624,22 +667,28 @@ def test_file_arrives_whole(client: httpx.Client) -> None:
     assert response.content == DOCUMENT
 
 
+def sends_at_once(running: Running, prefix: str, key: str) -> bool:
+    with client_of(running) as client:
+        try:
+            with client.stream("GET", f"{prefix}/events/{key}", timeout=2.0) as response:
+                pieces = response.iter_raw()
+                received = b""
+                while EVENTS[0] not in received:
+                    received += next(pieces)
+                assert EVENTS[1] not in received
+                Board(running.board).put(f"{key}-confirmed")
+                assert EVENTS[1] in b"".join(pieces)
+        except httpx.TimeoutException:
+            return False
+        finally:
+            Board(running.board).put(f"{key}-confirmed")
+    return True
+
+
 def test_first_event_arrives_before_the_second_is_made(site: Site, key: str) -> None:
     """[W12] [A7]"""
 
-    def is_sent_at_once(running: Running) -> bool:
-        with running.connect(timeout=2.0) as connection:
-            send(connection, f"GET /events/{key} HTTP/1.1", "Connection: close")
-            try:
-                assert EVENTS[1] not in receive_until(connection, EVENTS[0])
-            except TimeoutError:
-                return False
-            finally:
-                Board(running.board).put(f"{key}-confirmed")
-            receive_until(connection, EVENTS[1])
-        return True
-
-    site.where_the_server_can(is_sent_at_once)
+    site.where_the_server_can(lambda running: sends_at_once(running, "", key))
 
 
 # Clients that leave, wait or come in crowds
@@ -649,13 +698,17 @@ def test_stream_is_closed_when_its_client_leaves(site: Site, client: httpx.Clien
     """[W13] [W16] [A10]"""
 
     def is_closed(running: Running) -> bool:
-        with running.connect(timeout=2.0) as connection:
-            send(connection, f"GET /ticks/{key} HTTP/1.1")
+        with running.connect(timeout=2.0, protocol="h2") as connection:
+            begin(connection, f"GET /ticks/{key}")
             try:
                 receive_until(connection, b"tick")
             except TimeoutError:
                 return False
-        return any(Board(running.board).get(f"{key}-closed") is not None for _ in until(5.0))
+            if is_for_http2(connection):
+                connection.sendall(CANCEL)  # and the connection stays, as a browser's does
+            else:
+                connection.close()
+            return any(Board(running.board).get(f"{key}-closed") is not None for _ in until(5.0))
 
     site.where_the_server_can(is_closed)
     assert client.get("/hello").text == "hello"
@@ -666,13 +719,15 @@ def test_app_hears_that_its_client_left_in_mid_upload(site: Site, client: httpx.
 
     def heard(running: Running) -> str:
         board = Board(running.board)
-        with running.connect() as connection:
-            send(connection, f"POST /upload/{key} HTTP/1.1", f"Content-Length: {400 * len(BLOCK)}", body=8 * BLOCK)
+        with running.connect(protocol="h2") as connection:
+            begin(connection, f"POST /upload/{key}", f"Content-Length: {400 * len(BLOCK)}", body=8 * BLOCK)
             begun = any(board.get(f"{key}-begun") is not None for _ in until(1.0))
         for _ in until(5.0 if begun else 0.2):
             if (failure := board.get(f"{key}-failed")) is not None:
                 return "left" if CLIENT_LEFT.search(failure) else failure
-        return "nothing" if board.get(f"{key}-whole") is None else "the end"
+            if board.get(f"{key}-whole") is not None:
+                return "the end"
+        return "nothing"
 
     if (seen := heard(site.running)) != "left":
         # Nothing, if the server or the framework wants it whole before the app begins. An end only if the framework
@@ -684,10 +739,10 @@ def test_app_hears_that_its_client_left_in_mid_upload(site: Site, client: httpx.
 
 
 def answers_before_the_body(running: Running) -> bool:
-    with running.connect(timeout=0.5) as connection:
-        send(connection, "POST /refuse HTTP/1.1", f"Content-Length: {800 * len(BLOCK)}", body=b"begun")
+    with running.connect(timeout=0.5, protocol="h2") as connection:
+        read = begin(connection, "POST /refuse", f"Content-Length: {800 * len(BLOCK)}", body=b"begun")
         with contextlib.suppress(TimeoutError):
-            return read_response(connection)[0] == 413
+            return read()[0] == 413
     return False
 
 
@@ -734,19 +789,18 @@ def asks_before_it_answers(site: Site) -> bool:
 def test_20_slow_requests_are_served_at_once(site: Site, key: str) -> None:
     """[W19] [A15] [A17]"""
 
-    def are_served_at_once(running: Running) -> bool:
-        with contextlib.ExitStack() as stack:
-            connections = [stack.enter_context(running.connect()) for _ in range(20)]
-            deadline = time.monotonic() + 20 * SLOW / 4
-            for connection in connections:
-                send(connection, f"GET /slow/{key} HTTP/1.1", "Connection: close")
-            for connection in connections:
-                connection.settimeout(max(0.001, deadline - time.monotonic()))
-                try:
-                    assert read_response(connection) == (200, b"slow")
-                except TimeoutError:
-                    return False
+    async def get_20(running: Running) -> bool:
+        async with httpx.AsyncClient(**options_of(running)) as client:
+            try:
+                async with asyncio.timeout(20 * SLOW / 4):
+                    responses = await asyncio.gather(*(client.get(f"/slow/{key}") for _ in range(20)))
+            except TimeoutError:
+                return False
+        assert [response.text for response in responses] == 20 * ["slow"]
         return True
+
+    def are_served_at_once(running: Running) -> bool:
+        return asyncio.run(get_20(running))
 
     site.as_sent_or_as_natively(True, are_served_at_once)
 
@@ -803,9 +857,13 @@ def test_prefix_is_known_and_no_part_of_the_rest(mounted_site: Site) -> None:
 
 def test_server_and_protocol_are_known(mounted_site: Site) -> None:
     """[W5] [A1]"""
-    seen = seen_at(mounted_site.running, f"{mounted_site.prefix}/echo/it")
-    assert seen["scheme"] == ("https" if SERVERS[mounted_site.cell.server].tls else "http")
-    assert seen["protocol"] in ("1.0", "1.1")
+    is_secure = SERVERS[mounted_site.cell.server].tls
+    with client_of(mounted_site.running) as client:
+        response = client.get(f"{mounted_site.prefix}/echo/it")
+    seen = response.json()
+    assert seen["scheme"] == ("https" if is_secure else "http")
+    assert seen["protocol"] in (["2"] if is_secure else ["1.0", "1.1"])
+    assert response.http_version in (["HTTP/2"] if is_secure else ["HTTP/1.0", "HTTP/1.1"])
     if mounted_site.has_wsgi_app:
         name, port = seen["server"]
         assert name
@@ -814,6 +872,19 @@ def test_server_and_protocol_are_known(mounted_site: Site) -> None:
         name, port = seen["server"]
         assert name
         assert port is None or isinstance(port, int)
+
+
+def test_body_arrives_whole_below_a_prefix(mounted_site: Site, key: str) -> None:
+    """[W7] [A3] On a unix socket, by HTTP/2, or through a proxy that holds it back or does not."""
+    content = 20 * BLOCK
+    with client_of(mounted_site.running) as client:
+        response = client.post(f"{mounted_site.prefix}/upload/{key}", content=content)
+        assert response.json() == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_first_event_is_sent_at_once_below_a_prefix(mounted_site: Site, key: str) -> None:
+    """[W12] [A7]"""
+    mounted_site.where_the_server_can(lambda running: sends_at_once(running, mounted_site.prefix, key))
 
 
 @dataclass(frozen=True)
@@ -826,10 +897,10 @@ class Answer:
     trailers: list[tuple[str, str]]
 
 
-def ask_for_all(running: Running, path: str, *, http2: bool) -> Answer:
-    with running.connect(protocol="h2" if http2 else "http/1.1") as connection:
-        if http2:
-            return ask_by_http2(connection, path)
+def ask_for_all(running: Running, path: str) -> Answer:
+    with running.connect(protocol="h2") as connection:
+        if is_for_http2(connection):
+            return read_by_http2(connection, begin_by_http2(connection, f"GET {path}"))
         send(connection, f"GET {path} HTTP/1.1", "Connection: close")
         received = b""
         while chunk := connection.recv(65536):
@@ -842,20 +913,36 @@ def ask_for_all(running: Running, path: str, *, http2: bool) -> Answer:
     return Answer(int(head.split()[1]), hints, body, [])
 
 
-def ask_by_http2(connection: socket.socket, path: str) -> Answer:
+def begin_by_http2(connection: socket.socket, request_line: str, *headers: str, body: bytes = b"") -> H2Connection:
+    """No more of the body than the server takes before it has said what it takes."""
     from h2.connection import H2Connection
-    from h2.events import DataReceived, InformationalResponseReceived, ResponseReceived, StreamEnded, TrailersReceived
 
     h2 = H2Connection()
     h2.initiate_connection()
-    headers = {":method": "GET", ":path": path, ":authority": "tests", ":scheme": "https"}
-    h2.send_headers(h2.get_next_available_stream_id(), list(headers.items()), end_stream=True)
+    stream = h2.get_next_available_stream_id()
+    method, path = request_line.split()
+    pairs = [(":method", method), (":path", path), (":authority", "tests"), (":scheme", "https")]
+    for header in headers:
+        name, _, value = header.partition(": ")
+        pairs.append((name.lower(), value))
+    h2.send_headers(stream, pairs, end_stream=not body)
+    body = body[: h2.local_flow_control_window(stream)]
+    for start in range(0, len(body), h2.max_outbound_frame_size):
+        h2.send_data(stream, body[start : start + h2.max_outbound_frame_size])
+    connection.sendall(h2.data_to_send())
+    return h2
+
+
+def read_by_http2(connection: socket.socket, h2: H2Connection) -> Answer:
+    from h2.events import DataReceived, InformationalResponseReceived, ResponseReceived, StreamEnded, TrailersReceived
+
     status, hints, body, trailers = 0, [], b"", []
     ended = False
     while not ended:
         connection.sendall(h2.data_to_send())
         chunk = connection.recv(65536)
-        assert chunk, "the connection ended"
+        if not chunk:
+            raise ConnectionError("the connection ended")
         for event in h2.receive_data(chunk):
             if isinstance(event, InformationalResponseReceived):
                 hints += [value.decode() for name, value in event.headers or [] if name == b"link"]
@@ -873,7 +960,7 @@ def test_early_hint_comes_before_the_response(mounted_site: Site) -> None:
     """[W6] [A12]"""
 
     def ask(running: Running) -> object:
-        answer = ask_for_all(running, f"{mounted_site.prefix}/hints", http2=SERVERS[mounted_site.cell.server].tls)
+        answer = ask_for_all(running, f"{mounted_site.prefix}/hints")
         assert answer.status == 200
         return answer.hints
 
@@ -884,7 +971,7 @@ def test_trailer_comes_behind_the_response(mounted_site: Site) -> None:
     """[A12]"""
 
     def ask(running: Running) -> object:
-        answer = ask_for_all(running, f"{mounted_site.prefix}/trailers", http2=SERVERS[mounted_site.cell.server].tls)
+        answer = ask_for_all(running, f"{mounted_site.prefix}/trailers")
         assert answer.status == 200
         return answer.trailers
 
@@ -954,12 +1041,12 @@ def test_sigterm_lets_a_request_end_then_the_lifespan_and_the_server(site: Site,
 
 def stop_with_a_request_in_flight(running: Running, key: str) -> tuple[bool, int]:
     """Whether the request was answered, and the server's exit status."""
-    with running.connect() as connection:
-        send(connection, f"GET /slow/{key} HTTP/1.1", "Connection: close")
+    with running.connect(protocol="h2") as connection:
+        read = begin(connection, f"GET /slow/{key}")
         assert any(Board(running.board).get(f"{key}-begun") is not None for _ in until(LIMIT))
         running.terminate()
         try:
-            answered = read_response(connection) == (200, b"slow")
+            answered = read() == (200, b"slow")
         except (http.client.HTTPException, OSError):
             answered = False
     return answered, running.stop()
@@ -985,7 +1072,8 @@ def test_lifespan_runs_once_in_each_worker(cell: Cell, tmp_path: Path, record_pr
             seen.add(seen_at(running, "/echo/it")["started_in"])
             if len(seen) == 2:
                 break
-        time.sleep(0.5)  # uWSGI runs no atexit handlers of a worker that is not yet through with its last request
+        if cell.server.startswith("uwsgi"):
+            time.sleep(0.5)  # it runs no atexit handlers of a worker that is not yet through with its last request
         running.stop()
         assert unexpected(running.log()) == []
     assert assert_ran_once_in_each_process(Board(running.board), ends=True) == sorted(map(str, seen))
