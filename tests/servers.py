@@ -192,7 +192,13 @@ SERVERS = {
     ),
     "werkzeug": script("werkzeug", "werkzeug", unix="unix://{path}"),
     "wsgiref": script("wsgiref", "wsgiref"),
-    "gevent-pywsgi": Server("gevent.monkey --module tests.servers pywsgi", "gevent", port="127.0.0.1:{port}", app=""),
+    "gevent-pywsgi": Server(
+        "gevent.monkey --module tests.servers pywsgi",
+        "gevent",
+        port="127.0.0.1:{port}",
+        unix="unix://{path}",
+        app="",
+    ),
     "gevent-pywsgi-unpatched": script("pywsgi", "gevent"),
     "django-runserver": script("runserver", "django"),
     "granian-wsgi": granian("--interface wsgi --blocking-threads 24"),
@@ -558,7 +564,14 @@ def run_runserver(application: Any, address: str) -> None:
 def run_pywsgi(application: Any, address: str, **tls: str) -> None:
     from gevent.pywsgi import WSGIServer
 
-    WSGIServer(address, application, log=None, **tls).serve_forever()
+    listener: Any = address
+    if address.startswith("unix://"):  # of which gevent makes no listener by itself
+        from gevent import socket
+
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(address.removeprefix("unix://"))
+        listener.listen()
+    WSGIServer(listener, application, log=None, **tls).serve_forever()
 
 
 def run_pywsgi_with_tls(application: Any, address: str) -> None:
