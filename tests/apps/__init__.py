@@ -18,7 +18,8 @@ Every site has the same paths, so that one test fits them all:
     /download                DOWNLOAD_SIZE bytes
     /events/<key>            two server-sent events: the second one is made once "<key>-confirmed" is on the board
     /ticks/<key>             a stream without end
-    /slow/<key>              takes SLOW seconds; "<key>-begun" is put on the board first
+    /slow/<key>              takes SLOW seconds; "<key>-begun" is put on the board first. One of many, for which the
+                             key is <group>-<number>-of-<many>, takes until all of them have begun, see `pauses`
     /document                a file of the disk, by whatever the framework has for files
     /board/<name>            GET: what is on the board by that name, or 404; POST: puts it there
 
@@ -70,6 +71,7 @@ BLOCK = bytes(range(256)) * 256
 DOWNLOAD_SIZE = 320 * len(BLOCK)  # 20 MiB
 SLOW = 0.5
 LIMIT = 10.0  # seconds that an app waits for a client's word
+GATHERING = 5.0  # and that a slow request waits for the others: on a busy machine, too, they are there by then
 
 
 class OnPurpose(Exception):
@@ -176,15 +178,31 @@ def document() -> Path:
     return path
 
 
+def pauses(key: str) -> Iterator[float]:
+    """What a slow request waits for. If not all of the group are there in time, "alone-<group>" is put on the board."""
+    if "-of-" not in key:
+        yield SLOW
+        return
+    group, _, _, many = key.split("-")
+    deadline = time.monotonic() + GATHERING
+    while sum(name.endswith("-begun") for name in board.names(f"{group}-")) < int(many):
+        if time.monotonic() > deadline or board.get(f"alone-{group}") is not None:
+            board.put(f"alone-{group}")
+            return
+        yield 0.03
+
+
 def slow(key: str) -> bytes:
     board.put(f"{key}-begun")
-    time.sleep(SLOW)
+    for seconds in pauses(key):
+        time.sleep(seconds)
     return b"slow"
 
 
 async def slow_async(key: str) -> bytes:
     board.put(f"{key}-begun")
-    await anyio.sleep(SLOW)
+    for seconds in pauses(key):
+        await anyio.sleep(seconds)
     return b"slow"
 
 
