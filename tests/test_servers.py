@@ -256,6 +256,7 @@ class Site:
     def stop(self) -> None:
         with contextlib.ExitStack() as stack:
             for running in self._started.values():
+                running.terminate()  # all of them, before one is waited for
                 stack.callback(running.stop)
 
     def _run(self, application: str, server: str) -> Running:
@@ -632,6 +633,7 @@ def test_exception_is_a_500_and_in_the_log(site: Site, client: httpx.Client) -> 
     assert any("OnPurpose: before the response" in site.running.log(logged) for _ in until(LIMIT))
 
 
+@pytest.mark.slow
 def test_exception_in_mid_response_aborts_it(site: Site, client: httpx.Client) -> None:
     """[W15] [A9]"""
 
@@ -714,6 +716,7 @@ def test_stream_is_closed_when_its_client_leaves(site: Site, client: httpx.Clien
     assert client.get("/hello").text == "hello"
 
 
+@pytest.mark.slow
 def test_app_hears_that_its_client_left_in_mid_upload(site: Site, client: httpx.Client, key: str) -> None:
     """[W9] [A4]"""
 
@@ -786,6 +789,7 @@ def asks_before_it_answers(site: Site) -> bool:
     return Board(running.board).get("asked") is not None
 
 
+@pytest.mark.slow
 def test_20_slow_requests_are_served_at_once(site: Site, key: str) -> None:
     """[W19] [A15] [A17]"""
 
@@ -815,6 +819,7 @@ def test_callback_of_a_dashboard_answers(client: httpx.Client) -> None:
     assert answer["response"]["greeting"]["children"] == "hello, Zoë"
 
 
+@pytest.mark.slow
 def test_cherrypy_over_http2(tmp_path: Path) -> None:
     """[W5] It is served no worse than by hypercorn itself, which hosts WSGI apps too."""
     cell = Cell("cherrypy_wsgi", "WsgiToAsgi", "hypercorn-http2")
@@ -1017,6 +1022,7 @@ def test_state_of_the_lifespan_reaches_the_app(site: Site) -> None:
     site.as_sent_or_as_natively(True, ask)
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_request_end_then_the_lifespan_and_the_server(site: Site, key: str) -> None:
     """[W22] [A20]"""
     running, native = site.running, site.native
@@ -1056,6 +1062,7 @@ def assert_ran_once_in_each_process(board: Board, *, ends: bool) -> list[str]:
     return pids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS_OF_2_WORKERS)
 def test_lifespan_runs_once_in_each_worker(cell: Cell, tmp_path: Path, record_property: Any) -> None:
     """[W22] [A19] [A20]"""
