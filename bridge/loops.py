@@ -193,7 +193,9 @@ class TurnedLoop:
         self._keeper: Turn | None = None  # once there is one
         self._keeper_over = Lock()  # locked while the keeper's thread lives
         self._watched = False
-        self._ready: Any = getattr(self.native, "_ready", ())  # what it has to run itself, if it lets it be seen
+        # What the loop has to run by itself, if it lets it be seen (asyncio's): what came from other threads, or was
+        # left when it stopped.
+        self._ready: deque[asyncio.Handle] = getattr(self.native, "_ready", deque())
         self._left_at = 0.0  # when somebody has last come out of run_forever(), by time.monotonic(); 0 to have it run
         self._queue: deque[asyncio.Handle] = deque()  # what is ready to be run
         self._stepping = False  # the leader runs what is in the queue
@@ -407,8 +409,8 @@ class TurnedLoop:
             self._run()
 
     def _may_step(self) -> bool:
-        """Whether the leader may begin without the loop, which wants its turn where it has something to run itself."""
-        if self._hooks is None or not self._left_at or self._ready:
+        """Whether the leader may begin without the loop: not before it has had its first turn, nor for long."""
+        if self._hooks is None or not self._left_at:
             return False
         return not self.needs_keeper or time.monotonic() - self._left_at < TURN_SECONDS
 
@@ -421,6 +423,8 @@ class TurnedLoop:
             self._stepping = True
             asyncio._set_running_loop(self.native)
             sys.set_asyncgen_hooks(*self._hooks)
+            while self._ready:
+                queue.append(self._ready.popleft())
             if callback is not None:
                 callback()
             while queue and steps and not turn.told:
