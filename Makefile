@@ -6,11 +6,12 @@ ARGS ?=
 # In how many processes the tests run; 0 is this one, as a debugger wants it.
 JOBS ?= 2
 
-.PHONY: help demo test table lint format bench release-check clean
+.PHONY: help demo test fuzz table lint format bench release-check clean
 
 help:
 	@echo "make demo    a Flask app on an ASGI server, a FastAPI app on a WSGI server (ARGS=--check: drive them and end)"
 	@echo "make test    the tests, with branch coverage of bridge/ (JOBS=0: in one process)"
+	@echo "make fuzz    examples for the translations that a fuzzer makes (ARGS=-max_total_time=1200: for twenty minutes)"
 	@echo "make table   the tests on real servers; what works on what goes into README.md"
 	@echo "make lint    formatting, lint and types"
 	@echo "make format  write the formatting, and the lint fixes that are safe"
@@ -23,6 +24,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+fuzz: $(VENV)/.test $(VENV)/.fuzz
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 table: $(VENV)/.test $(VENV)/.servers
 	$(BIN)/python -m tests.table $(ARGS)

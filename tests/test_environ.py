@@ -341,6 +341,39 @@ def test_any_bytes_may_be_a_query(query: bytes) -> None:
     assert environ["REQUEST_URI"].encode("latin-1") == b"/" + (b"?" + query if query else b"")
 
 
+anything = st.text(st.characters(exclude_categories=()), max_size=6) | st.sampled_from(
+    ["*", "//a", "/\ufffd", "h://a/b"]
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "path": anything,
+            "root_path": anything,
+            "raw_path": st.binary(max_size=6),
+            "query_string": st.binary(max_size=6),
+            "headers": st.lists(
+                st.tuples(st.sampled_from([b"host", b"Content-Length", b"\xe9"]) | st.binary(), st.binary(max_size=6))
+            ),
+        },
+    )
+)
+def test_what_a_client_sends_is_translated_or_a_bad_request(sent: Scope) -> None:
+    """[W1], [W2], [W4]: in native strings; refused is only a path without bytes, or an odd length."""
+    try:
+        environ = environ_of(**sent)
+    except BadRequest:
+        names = [name.lower() for name, _ in sent.get("headers", ())]
+        surrogates = set(sent.get("path", "") + sent.get("root_path", "")) & set(map(chr, range(0xD800, 0xE000)))
+        assert surrogates or b"content-length" in names
+        return
+    for value in environ.values():
+        if type(value) is str:
+            value.encode("latin-1")  # PEP 3333, "Unicode Issues"
+
+
 # -- What servers really give ----------------------------------------------------------------------------------------
 
 HOST = {"headers": [(b"host", b"example.com")]}

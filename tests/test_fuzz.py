@@ -3,6 +3,8 @@
 The app is a puppet: it does what the machine tells it, one step at a time, and says what came of it. The server is a
 strict driver, whose client feeds, rests, leaves. The model is the same puppet, told the same steps, on the driver of
 its own world, with no bridge between: a naked app on a naked server.
+
+What tests/fuzz.py does for the translations runs here for a few seconds.
 """
 
 from __future__ import annotations
@@ -11,10 +13,15 @@ import asyncio
 import contextlib
 import functools
 import io
+import os
 import queue
+import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -703,3 +710,41 @@ class AsgiAppUnderWsgi(RuleBasedStateMachine):
 
 TestAsgiAppUnderWsgi = pytest.mark.timeout(120)(AsgiAppUnderWsgi.TestCase)
 TestAsgiAppUnderWsgi.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+# The translations, by atheris
+
+
+@pytest.fixture
+def fuzz(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run tests/fuzz.py, for so many examples, after some code that may break a rule of bridge's."""
+    if find_spec("atheris") is None:
+        if os.environ.get("BRIDGE_REQUIRE_SERVERS") == "1":
+            pytest.fail("atheris is not installed")
+        pytest.skip("atheris is not installed")
+
+    def run(code: str = "") -> subprocess.CompletedProcess[str]:
+        code = f"import tests.fuzz\n{textwrap.dedent(code)}\ntests.fuzz.main(sys.argv[1:])"
+        options = ["-runs=20000", "-max_total_time=40", "-seed=1", f"-artifact_prefix={tmp_path}/"]
+        return subprocess.run(
+            [sys.executable, "-c", f"import sys\n{code}", *options], capture_output=True, text=True, timeout=55
+        )
+
+    return run
+
+
+def test_no_example_of_atheris_breaks_a_translation(fuzz: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = fuzz()
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "DONE" in done.stderr
+    assert int(done.stderr.rpartition("cov: ")[2].split()[0]) > 200  # places in bridge's code: they are seen
+
+
+def test_atheris_finds_a_translation_that_is_broken(fuzz: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = fuzz("""
+        import re
+        import bridge.headers
+        bridge.headers._has_forbidden = re.compile("[\\0\\r]").search  # and no newline
+    """)
+    assert done.returncode != 0
+    assert "test_nothing_can_be_injected_by_a_response_header, for [[(" in done.stderr
