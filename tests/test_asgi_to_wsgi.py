@@ -535,6 +535,7 @@ def test_a_response_that_stops_half_way_is_aborted(wrap: Wrap) -> None:
 ERRORS = [
     Boom("x"),
     OSError(5, "x"),
+    MemoryError(),
     SystemExit(3),
     KeyboardInterrupt(),
     ExceptionGroup("x", [Boom()]),
@@ -1762,7 +1763,8 @@ def test_a_fork_after_use_leaves_both_sides_serving(factory_name: str, kind: str
         application = AsgiToWsgi(wrapped, loop="{kind}", loop_factory={factory_name})
         exchange = WsgiServer().run(application, make_environ(path="/listen"))
         time.sleep(0.05)
-        import ctypes
+        import ctypes, warnings
+        warnings.filterwarnings("ignore", ".*is multi-threaded", DeprecationWarning)  # of a fork beside threads
         child = ctypes.PyDLL(None).fork() if "{fork}" == "libc" else os.fork()
         if not child:
             assert run(application) == b"hello"
