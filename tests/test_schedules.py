@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -941,9 +942,10 @@ def test_a_broken_rule_is_found(name: str) -> None:
 def test_a_seed_has_one_course() -> None:
     """So that what was found once can be looked at."""
     courses = []
-    for _ in (0, 1, 2):
+    for _ in range(4):
+        gc.collect()  # what an earlier one has left is asked as long as it is there, on CPython 3.15 for several more
         schedule = Schedule(7)
         requests_come_to_a_wsgi_app(schedule)
         courses.append(schedule.course)
-    assert courses[1] == courses[2]  # the first one also fills what is kept
+    assert courses[2] == courses[3]  # the first ones also fill what is kept
     assert len(courses[0]) > 10
