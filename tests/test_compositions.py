@@ -533,7 +533,9 @@ def test_an_error_in_mid_response_aborts_it(wrap: Any) -> None:
     assert exchange.aborted
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, StopIteration, GeneratorExit, asyncio.CancelledError])
+@pytest.mark.parametrize(
+    "kind", [MemoryError, KeyboardInterrupt, SystemExit, StopIteration, GeneratorExit, asyncio.CancelledError]
+)
 def test_no_class_of_error_makes_a_request_hang(wrap: Any, kind: type[BaseException]) -> None:
     """[W15], [C1]"""
 

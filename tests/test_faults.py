@@ -7,12 +7,15 @@ rest: threads that cannot be started, answers out of order, streams that fail in
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
+import errno
 import os
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -137,6 +140,62 @@ def test_who_cannot_lead_is_served_once_a_thread_can_be_started(no_thread: Calla
         assert second.result().body == b"hello"
 
 
+# A loop that cannot be made, or dies ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", ["shared", "request"])
+@pytest.mark.parametrize("lifespan", ["off", "auto"])
+def test_a_loop_that_cannot_be_made_fails_its_request_alone(loop: Any, lifespan: Any) -> None:
+    """[A14] The process has no descriptor left, say: the server hears it as itself, and the next request is served."""
+    error = OSError(errno.EMFILE, "Too many open files")
+    failures = [error]
+
+    def factory() -> asyncio.AbstractEventLoop:
+        if failures:
+            raise failures.pop()
+        return asyncio.new_event_loop()
+
+    wrapped = AsgiToWsgi(hello, loop=loop, loop_factory=factory, lifespan=lifespan)
+    assert WsgiServer().run(wrapped).error is error
+    assert dataclasses.astuple(wrapped.statistics()) == (0,) * 7
+    assert WsgiServer().run(wrapped).body == b"hello"
+    wrapped.close()
+
+
+def test_a_dead_loop_fails_every_request_and_hangs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A15] As the loop itself says it: who waits for it, who leads it, and who comes later."""
+    loops: list[Any] = []
+    entered, go_on = Signal("the first in the app"), Signal("its leave to go on")
+    error = OSError(errno.EBADF, "Bad file descriptor")
+
+    def factory() -> asyncio.AbstractEventLoop:
+        loops.append(asyncio.SelectorEventLoop())
+        return loops[0]  # type: ignore[no-any-return]
+
+    def select(timeout: float | None) -> Any:
+        raise error
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/wait":
+            entered.set()
+            await go_on.wait_async()
+        elif scope["path"] == "/die":  # as if something had closed what the loop polls
+            patch.setattr(loops[0]._selector, "select", select)
+            await asyncio.sleep(0)
+        await hello(scope, receive, send)
+
+    with AsgiToWsgi(app, loop="shared", loop_factory=factory, lifespan="off") as wrapped:
+        assert WsgiServer().run(wrapped).body == b"hello"
+        with monkeypatch.context() as patch:
+            waiting = in_thread(WsgiServer().run, wrapped, make_environ(path="/wait"))
+            entered.wait()
+            assert run_in_thread(WsgiServer().run, wrapped, make_environ(path="/die")).error is error
+            assert waiting.result().error is error
+            assert [WsgiServer().run(wrapped).error for _ in range(2)] == [error] * 2
+        go_on.set()  # all that it had to do is still there
+        assert WsgiServer().run(wrapped).body == b"hello"
+
+
 # A server that answers oddly ------------------------------------------------------------------------------------------
 
 
@@ -235,6 +294,39 @@ def test_start_response_that_raises_ends_the_request(kind: type[BaseException], 
     assert heard == ["http.disconnect"] * 2
 
 
+@pytest.mark.parametrize("kind", ODD_ERRORS)
+@pytest.mark.parametrize("loop", ["shared", "request"])
+def test_a_servers_write_that_raises_is_heard_by_the_app(kind: type[BaseException], loop: Any) -> None:
+    """[C1][W13][W15] As write()'s error, which ends the request; what the app returned is closed, all goes on."""
+    error = kind("of write()")
+    heard: list[BaseException] = []
+    closes: list[str] = []
+
+    def blocks(write: Callable[[bytes], object]) -> Iterator[bytes]:
+        try:
+            write(b"begun")
+            yield b"the rest"
+        except BaseException as caught:
+            heard.append(caught)
+            raise
+        finally:
+            closes.append("closed")
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return blocks(start_response("200 OK", []))
+
+    def fail(block: bytes) -> object:
+        raise error
+
+    wrapped = AsgiToWsgi(WsgiToAsgi(app), loop=loop, lifespan="off")
+    with pytest.raises((kind, BridgeError)) as raised:
+        b"".join(wrapped(make_environ(), lambda *_: fail))
+    assert error in (raised.value, raised.value.__cause__)
+    assert (heard, closes) == ([error], ["closed"])
+    assert WsgiServer(validate=False).run(wrapped).body == b"begunthe rest"
+    wrapped.close()
+
+
 @pytest.mark.parametrize("loop", ["shared", "request"])
 def test_calls_after_the_end_are_harmless(loop: Any) -> None:
     """[A6][A10] next() after the end or after close(), close() twice, from whatever thread."""
@@ -309,6 +401,63 @@ def test_the_end_of_the_loop_frees_the_thread_in_the_app() -> None:
     over.wait()
     assert [isinstance(error, OSError) for error in errors] == [True, True]
     wrapped.close()
+
+
+# A lifespan that fails oddly ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ODD_ERRORS)
+@pytest.mark.parametrize("loop", ["shared", "request"])
+def test_an_odd_error_of_the_apps_shutdown_is_logged(
+    kind: type[BaseException], loop: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[A20] As it comes too late for any server. The app is down: another request starts it anew."""
+    starts: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            starts.append((await receive())["type"])
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            raise kind("of the shutdown")
+        await hello(scope, receive, send)
+
+    wrapped = AsgiToWsgi(app, loop=loop)
+    for _ in range(2):
+        assert WsgiServer().run(wrapped).body == b"hello"
+        wrapped.close()
+    assert starts == ["lifespan.startup"] * 2
+    logged = [record.exc_info[1] for record in caplog.records if record.name == "bridge" and record.exc_info]
+    assert [type(error) for error in logged] == [kind] * 2
+
+
+@pytest.mark.parametrize("kind", ODD_ERRORS)
+@pytest.mark.parametrize("step", ["startup", "shutdown"])
+async def test_an_odd_error_of_a_lifespan_of_ours_reaches_the_server(kind: type[BaseException], step: str) -> None:
+    """[W22] As itself; and in words as well, if it is no word of an interpreter's or a loop's that ends."""
+    error = kind("of the lifespan")
+    sent: list[str] = []
+    asked = iter(["lifespan.startup", "lifespan.shutdown"])
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        if step == "startup":
+            raise error
+        yield
+        raise error
+
+    async def receive() -> Any:
+        return {"type": next(asked)}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    wrapped = WsgiToAsgi(lambda environ, start_response: [], lifespan=lifespan)
+    with pytest.raises(kind) as raised:
+        await wrapped({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
+    assert raised.value is error
+    complete = [] if step == "startup" else ["lifespan.startup.complete"]
+    assert sent == [*complete, *([f"lifespan.{step}.failed"] if isinstance(error, Exception) else [])]
 
 
 # Forks ----------------------------------------------------------------------------------------------------------------

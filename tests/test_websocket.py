@@ -437,14 +437,20 @@ def test_denial_response_streams(serve: Serve) -> None:
     assert (result.status, result.header("X-Why"), result.body) == ("401 Unauthorized", "not you", b"firstlast")
 
 
-def test_error_before_accept_propagates_to_the_server(serve: Serve) -> None:
+ERRORS = [LookupError, MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_error_before_accept_propagates_to_the_server(serve: Serve, kind: type[BaseException]) -> None:
     """[A22] [A9]: which answers 500."""
+    error = kind("no such room")
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        raise LookupError("no such room")
+        raise error
 
     exchange = serve(app).result()
-    assert isinstance(exchange.error, LookupError)
+    assert exchange.error is not None
+    assert error in (exchange.error, exchange.error.__cause__)
     assert not exchange.started
 
 
@@ -457,12 +463,15 @@ def test_app_that_never_answers_is_an_error(serve: Serve) -> None:
     assert isinstance(serve(app).result().error, ProtocolError)
 
 
-def test_error_after_accept_is_1011_and_logged_once(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", ERRORS)
+def test_error_after_accept_is_1011_and_logged_once(
+    serve: Serve, kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     """[A22]"""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(ACCEPT)
-        raise LookupError("no such room")
+        raise kind("no such room")
 
     exchange = serve(app)
     assert exchange.ws.read_answer() == 101
@@ -472,7 +481,7 @@ def test_error_after_accept_is_1011_and_logged_once(serve: Serve, caplog: pytest
     (record,) = [record for record in caplog.records if record.name == "bridge"]  # asyncio tells what was slow
     assert record.getMessage() == "the app failed after it had accepted a WebSocket"
     assert record.exc_info
-    assert isinstance(record.exc_info[1], LookupError)
+    assert isinstance(record.exc_info[1], kind)
 
 
 def test_app_that_ends_after_accept_closes_the_connection(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:

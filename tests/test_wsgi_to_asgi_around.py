@@ -213,6 +213,7 @@ class Custom(BaseException):
 ERRORS: list[type[BaseException]] = [
     Exception,
     OSError,
+    MemoryError,
     Custom,
     SystemExit,
     KeyboardInterrupt,
