@@ -18,10 +18,11 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from bridge import AsgiToWsgi, WsgiToAsgi
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, ClientDisconnected, ProtocolError
 from tests.drivers import (
     AsgiServer,
     FakeInput,
@@ -237,6 +238,65 @@ async def test_what_is_no_message_is_an_error_and_no_hang(message: Any, reads: b
     else:
         await call
         assert sent[-1]["body"] == b"unread"
+    wrapped.close()
+
+
+WHOLE: Any = {"type": "http.request", "body": b"ab"}
+PART: Any = {"type": "http.request", "body": b"ab", "more_body": True}
+DISCONNECT: Any = {"type": "http.disconnect"}
+FOREIGN: Any = {"type": "websocket.receive", "text": "ab"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "read", "error"),
+    [
+        ([WHOLE, WHOLE], b"ab", None),
+        ([DISCONNECT, WHOLE], ClientDisconnected, None),
+        ([PART, DISCONNECT, WHOLE], ClientDisconnected, None),
+        ([FOREIGN, WHOLE], ClientDisconnected, ProtocolError),
+        ([PART, FOREIGN, WHOLE], ClientDisconnected, ProtocolError),
+    ],
+)
+@pytest.mark.parametrize("streams", [False, True])
+async def test_answers_out_of_order_end_the_body_or_are_an_error(
+    messages: list[Any], read: Any, error: type[Exception] | None, streams: bool
+) -> None:
+    """[W9][W15] Nothing of a body counts behind its end, nor behind a disconnect."""
+    heard: list[Any] = []
+    closed = Signal("the app's iterable")
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        try:
+            start_response("200 OK", [])
+            if streams:
+                yield b"begun"
+            heard.extend([environ["wsgi.input"].read(), environ["wsgi.input"].read()])
+            yield b"ended"
+        except ClientDisconnected as left:
+            heard.append(type(left))
+            raise
+        finally:
+            closed.set()
+
+    left = iter(messages)
+
+    async def receive() -> Any:
+        for message in left:
+            return message
+        await anyio.sleep_forever()
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body"))
+
+    wrapped = WsgiToAsgi(app)
+    with anyio.fail_after(20), contextlib.nullcontext() if error is None else pytest.raises(error):
+        await wrapped(make_scope("POST"), receive, send)
+    await closed.wait_async()
+    whole = read == b"ab"
+    assert heard == ([read, b""] if whole else [read])
+    assert sent == [None] * (streams or whole) + [b"begun"] * streams + [b"ended", b""] * whole
     wrapped.close()
 
 
