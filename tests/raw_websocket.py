@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import zlib
 from typing import NamedTuple
@@ -21,6 +22,9 @@ ACCEPTED = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 """The answer to this key (RFC 6455, 1.3)."""
 
 MASK = b"\x37\xfa\x21\x3d"
+# gunicorn's page of an error has a bare LF on CPython 3.14 and newer, where textwrap.dedent(), which it uses, takes the
+# CR of an empty line for whitespace. (RFC 9112, 2.2 lets a client take that.)
+HEAD_END = re.compile(rb"\r\n\r?\n")
 FLATE_END = b"\x00\x00\xff\xff"
 RSV1 = 4
 
@@ -101,10 +105,10 @@ class RawWebSocket:
 
     def read_answer(self) -> int:
         """Read the head of the server's answer, and give its status."""
-        while b"\r\n\r\n" not in self._received:
+        while (end := HEAD_END.search(self._received)) is None:
             self._receive()
-        head, _, rest = bytes(self._received).partition(b"\r\n\r\n")
-        self._received[:] = rest
+        head = bytes(self._received[: end.start()])
+        del self._received[: end.end()]
         first, *lines = head.decode("latin-1").split("\r\n")
         self.status = int(first.split(" ")[1])
         self.headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]

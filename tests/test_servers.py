@@ -90,6 +90,15 @@ LATE_DATA = re.compile(
     r".*hypercorn/protocol/h2\.py.*\n.*await self\.streams\[event\.stream_id\].*\n(?:.*~.*\n)?    \| KeyError: \d+\n",
     re.MULTILINE,
 )
+# In groups Quart and Django raise from CPython 3.12 on, where newer ones of them are installed.
+GROUP = re.compile(r"^  \+ Exception Group Traceback .*\n(?:  [ |+].*\n)+", re.MULTILINE)
+GROUPED = re.compile(r"^ +\| (?!ExceptionGroup: )(\S.*)\n +\+-", re.MULTILINE)
+# On CPython 3.14 and newer the end of cheroot's writer is heard, which has kept what its client has not taken.
+UNWRITTEN = re.compile(
+    r"^Exception ignored while calling deallocator <function IOBase.__del__ .*\nTraceback .*\n(?:  .*\n)+?"
+    r".*cheroot/makefile\.py.*, in _flush_unlocked\n(?:  .*\n)+(?:OSError|BrokenPipeError|ConnectionResetError): .*\n",
+    re.MULTILINE,
+)
 # What comes without a traceback; the last ones are errors of the logger "bridge".
 COMPLAINT = re.compile(
     r".*(?:never retrieved|never awaited|was destroyed|Exception ignored|Group Traceback"
@@ -317,9 +326,16 @@ def watched(site: Site, request: pytest.FixtureRequest) -> Iterator[Site]:
 
 
 def unexpected(log: str) -> list[str]:
-    log = LATE_DATA.sub("", log)
+    log = UNWRITTEN.sub("", LATE_DATA.sub("", log))
+    log = GROUP.sub(lambda group: "" if is_expected_group(group[0]) else group[0], log)
     errors = [error for error in TRACEBACK.findall(log) if not EXPECTED.search(error)]
     return errors + COMPLAINT.findall(log)
+
+
+def is_expected_group(group: str) -> bool:
+    """Whether all the errors in a group's traceback are such as are expected."""
+    errors = GROUPED.findall(group)
+    return bool(errors) and all(EXPECTED.search(error) for error in errors)
 
 
 @pytest.fixture

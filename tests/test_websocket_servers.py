@@ -22,7 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 from tests.apps import Board
 from tests.raw_websocket import CLOSE, PING, TEXT, Frame, RawWebSocket, close_data, frame
 from tests.servers import LIMIT, SERVERS, Running, until
-from tests.test_servers import EXPECTED, TRACEBACK, require, unexpected
+from tests.test_servers import require, unexpected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,7 +99,7 @@ def lasting_site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 def complaints(log: str) -> list[str]:
     """What a server or the app has logged as an error, and was not asked for."""
     errors = [line for line in log.splitlines() if "[ERROR]" in line or "ENGINE" in line]
-    return errors + unexpected(log) + [error for error in TRACEBACK.findall(log) if not EXPECTED.search(error)]
+    return errors + unexpected(log)
 
 
 @pytest.fixture
