@@ -65,9 +65,20 @@ logger: logging.Logger = logging.getLogger("bridge")
 # where it sees nobody who could end it, and does not see other hubs.
 
 
+def _find_selector() -> Any:
+    """A selector that waits in no hub.
+
+    CPython 3.13 and newer may come to the module of selectors when gevent has patched what these are made of.
+    """
+    found = original("selectors", "DefaultSelector")
+    if getattr(found, "_selector_cls", found).__module__.startswith("gevent."):
+        return type("RealSelector", (found,), {"_selector_cls": original("select", "poll")})
+    return found
+
+
 _REAL_FOR_LOOPS = [
-    (module, name, original(module.__name__, name))
-    for module, name in ((selectors, "DefaultSelector"), (socket, "socket"), (socket, "socketpair"))
+    (selectors, "DefaultSelector", _find_selector()),
+    *((socket, name, original("socket", name)) for name in ("socket", "socketpair")),
 ]
 
 _Local: Any = original("_thread", "_local")
