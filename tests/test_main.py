@@ -272,7 +272,6 @@ Traceback (most recent call last):
     divide()
   File "{0}/shop_zero.py", line 2, in divide
     return 1 / 0
-           ~~^~~
 ZeroDivisionError: division by zero
 
 The above exception was the direct cause of the following exception:
@@ -287,7 +286,6 @@ python -m bridge: shop_deep cannot be imported: RuntimeError: no shop ({0}/shop_
 SYNTAX = """\
   File "{0}/shop_syntax.py", line 1
     def app(:
-            ^
 SyntaxError: invalid syntax
 
 python -m bridge: shop_syntax cannot be imported: SyntaxError: invalid syntax ({0}/shop_syntax.py, line 1)
@@ -299,7 +297,9 @@ def test_an_error_in_the_users_module_is_told_with_the_users_frames_and_no_other
     modules: Path, capsys: pytest.CaptureFixture[str], target: str, said: str
 ) -> None:
     assert main([target]) == 2
-    assert capsys.readouterr().err == said.format(modules)
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    # Which parts of a line are underlined is each CPython's own choice.
+    assert "".join(line for line in lines if line == "\n" or line.strip(" ~^\n")) == said.format(modules)
 
 
 @pytest.mark.parametrize("command", [[], ["check"]], ids=["serve", "check"])
