@@ -36,9 +36,10 @@ class InputStream(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         chunk = self._rest or memoryview(self._next_chunk())
-        target = memoryview(buffer).cast("B")
-        size = min(len(chunk), len(target))
-        target[:size] = chunk[:size]
+        # No view of it has a name here: this frame may live on, in a traceback of what has run in the event loop while
+        # this read waited for it, and from CPython 3.15 on the buffer cannot be read out of while a view is there.
+        size = min(len(chunk), memoryview(buffer).nbytes)
+        memoryview(buffer).cast("B")[:size] = chunk[:size]
         self._rest = chunk[size:]
         return size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -99,6 +100,20 @@ def test_reads(steps: list[tuple[Any, ...]], results: list[Any]) -> None:
     """[W8]"""
     stream = stream_of(b"a", b"b\nc", b"d\n", b"ef")
     assert [getattr(stream, name)(*arguments) for name, *arguments in steps] == results
+
+
+def test_a_buffer_is_let_go_when_it_is_filled() -> None:
+    """[W8] Also where the frame that has filled it lives on: CPython 3.15 takes the bytes out of it."""
+    frames = []
+
+    def next_chunk() -> bytes:
+        frames.append(sys._getframe(1))
+        return b"abc"
+
+    buffer = bytearray(8)
+    assert InputStream(next_chunk).readinto(buffer) == 3
+    buffer.clear()  # a BufferError where there is a view of it
+    assert frames
 
 
 def test_an_empty_body_has_no_lines() -> None:
