@@ -178,7 +178,7 @@ class Workers:
                 elif self._alive <= self._streaming:  # else one of those there are takes the job at the end of its own
                     jobs, self._backlog = self._backlog, jobs
             for job in jobs:
-                job(None)
+                _say(job(None))
 
     def _take(self) -> _Step:
         """Come to the backlog."""

@@ -259,6 +259,15 @@ def test_jobs_give_up_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyP
     run(workers)
 
 
+def test_the_last_word_of_a_job_that_gives_up_is_said(monkeypatch: pytest.MonkeyPatch, workers: Workers) -> None:
+    """[W15] Else nobody wakes whoever waits for it."""
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        workers.submit(lambda place: partial(said.append, "given up" if place is None else "run"))
+    assert said == ["given up"]
+
+
 def test_threads_there_are_do_all_where_no_other_can_be_started(
     monkeypatch: pytest.MonkeyPatch, workers: Workers
 ) -> None:
