@@ -58,9 +58,9 @@ TURN_SECONDS = 0.004
 """How long a loop that is to be kept may be led without a turn of its own, in which its timers and descriptors get
 theirs: as long as it may be left alone."""
 
-STEPS = 64
-"""How many callbacks a leader runs before it gives the loop such a turn: an app may wait for a descriptor by looking
-at it again and again. A guess."""
+STEPS = 32
+"""How often a leader runs what is ready before it gives the loop such a turn: an app may wait for a descriptor by
+looking at it again and again. A guess."""
 
 MADE_TASKS = 64
 """Tasks that a request may make before those that have ended are sorted out."""
@@ -429,7 +429,8 @@ class TurnedLoop:
                 callback()
             while queue and steps and not turn.told:
                 steps -= 1
-                run(queue.popleft())
+                for _ in range(len(queue)):  # all of them, as the loop does at a turn, also behind its stop()
+                    run(queue.popleft())
         finally:
             self._stop_stepping()
 

@@ -182,7 +182,7 @@ def test_a_dead_loop_fails_every_request_and_hangs_none(monkeypatch: pytest.Monk
             await go_on.wait_async()
         elif scope["path"] == "/die":  # as if something had closed what the loop polls
             patch.setattr(loops[0]._selector, "select", select)
-            await asyncio.sleep(0)
+        await asyncio.sleep(0.001)  # what waits for nothing needs no loop
         await hello(scope, receive, send)
 
     with AsgiToWsgi(app, loop="shared", loop_factory=factory, lifespan="off") as wrapped:

@@ -852,13 +852,6 @@ MUTATIONS: dict[str, tuple[Scenario, Mutation]] = {
 +        if False:
 """,
     ),
-    "a leader that never has to run the loop gives it no turn": (
-        threads_take_turns,
-        """loops
--        return not self.needs_keeper or time.monotonic() - self._left_at < TURN_SECONDS
-+        return True
-""",
-    ),
     "a server's thread takes its mark back after its look": (
         requests_come_to_an_asgi_app,
         """asgi_to_wsgi
