@@ -72,7 +72,6 @@ DOWNLOAD_SIZE = 320 * len(BLOCK)  # 20 MiB
 SLOW = 0.5
 LIMIT = 10.0  # seconds that an app waits for a client's word
 GATHERING = 5.0  # and that a slow request waits for the others: on a busy machine, too, they are there by then
-GATHERING = 5.0  # and that a slow request waits for the others: on a busy machine, too, they are there by then
 
 
 class OnPurpose(Exception):
@@ -177,20 +176,6 @@ def document() -> Path:
         unfinished.write_bytes(DOCUMENT)
         unfinished.rename(path)
     return path
-
-
-def pauses(key: str) -> Iterator[float]:
-    """What a slow request waits for. If not all of the group are there in time, "alone-<group>" is put on the board."""
-    if "-of-" not in key:
-        yield SLOW
-        return
-    group, _, _, many = key.split("-")
-    deadline = time.monotonic() + GATHERING
-    while sum(name.endswith("-begun") for name in board.names(f"{group}-")) < int(many):
-        if time.monotonic() > deadline or board.get(f"alone-{group}") is not None:
-            board.put(f"alone-{group}")
-            return
-        yield 0.03
 
 
 def pauses(key: str) -> Iterator[float]:
