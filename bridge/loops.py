@@ -431,6 +431,9 @@ class TurnedLoop:
                 steps -= 1
                 for _ in range(len(queue)):  # all of them, as the loop does at a turn, also behind its stop()
                     run(queue.popleft())
+        except (KeyboardInterrupt, SystemExit) as error:
+            if not self._survives(error):
+                raise
         finally:
             self._stop_stepping()
 
@@ -473,11 +476,8 @@ class TurnedLoop:
                 self.native.call_soon(self._run_queue)
             self.native.run_forever()
         except (KeyboardInterrupt, SystemExit) as error:
-            if threading.current_thread() is threading.main_thread():
+            if not self._survives(error):
                 raise
-            self.native.call_exception_handler(
-                {"message": "a task or a callback tried to end the thread in which it was run", "exception": error}
-            )
         finally:
             with self._mutex:
                 self._runs = False
@@ -487,6 +487,15 @@ class TurnedLoop:
     def _run_queue(self) -> None:
         while self._queue:
             _run(self._queue.popleft())
+
+    def _survives(self, error: BaseException) -> bool:
+        """Whether the leader goes on behind an exit that was raised in the loop."""
+        if threading.current_thread() is threading.main_thread():
+            return False
+        self.native.call_exception_handler(
+            {"message": "a task or a callback tried to end the thread in which it was run", "exception": error}
+        )
+        return True
 
     def _step_down(self, turn: Turn) -> None:
         """Wait no more, and hand the loop on if it is ours; or do what is left of that, after an interrupt."""

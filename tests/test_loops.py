@@ -401,6 +401,12 @@ def test_an_exit_raised_in_the_loop_does_not_end_a_thread_that_happens_to_lead(
         lead(lambda turn=turn: loop.wait(turn, in_turn(lambda: loop.native.call_soon(leave), teller(loop, turn, 0.02))))
         assert turn.told
     assert caplog.text.count("tried to end the thread") == 2
+    # In a step, now that the loop has had its turn.
+    turn = Turn()
+    tell = partial(loop.native.call_soon, loop.tell, turn)
+    run_in_thread(lambda: loop.wait(turn, in_turn(lambda: loop.native.call_soon(leave), tell)))
+    assert turn.told
+    assert caplog.text.count("tried to end the thread") == 3
 
 
 def test_a_keeper_that_fails_fails_who_waits_for_it_and_another_one_comes(
@@ -521,16 +527,19 @@ def test_an_interrupt_at_any_point_leaves_no_party_that_has_gone(
     if bound:
         monkeypatch.setitem(sys.modules, "greenlet", types.ModuleType("greenlet"))
     for needs_keeper in (False, True):
-        number = 1
-        while wait_interrupted(factory, number, needs_keeper):
-            number += 1
-        assert number > 10
+        for steps in (False, True):
+            number = 1
+            while wait_interrupted(factory, number, needs_keeper, steps):
+                number += 1
+            assert number > 10
 
 
-def wait_interrupted(factory: Factory, number: int, needs_keeper: bool) -> bool:
+def wait_interrupted(factory: Factory, number: int, needs_keeper: bool, steps: bool) -> bool:
     """Whether so many points lie in a thread's wait, to which another one comes, and to which it leaves the loop."""
     with contextlib.closing(TurnedLoop(factory, needs_keeper)) as loop:
         mine, theirs = Turn(), Turn()
+        if steps:
+            wait_for_task(loop, asyncio.sleep(0))  # the loop's first turn
         others: list[RunningCall[None]] = []
 
         def meet() -> None:
