@@ -55,8 +55,8 @@ CANCEL_SECONDS = 5.0
 those that do are left."""
 
 TURN_SECONDS = 0.004
-"""How long a loop that is to be kept may be led without a turn of its own, in which its timers and descriptors get
-theirs: as long as it may be left alone."""
+"""How long a loop may be led without a turn of its own, in which its timers and descriptors get theirs: as long as it
+may be left alone."""
 
 STEPS = 32
 """How often a leader runs what is ready before it gives the loop such a turn: an app may wait for a descriptor by
@@ -416,7 +416,7 @@ class TurnedLoop:
 
     def _step(self, turn: Turn, callback: Callable[[], object] | None) -> None:
         """Do as the loop does, without it, until the turn was told or nothing is ready to be run."""
-        queue, steps = self._queue, STEPS
+        queue, steps, ends = self._queue, STEPS, time.monotonic() + TURN_SECONDS
         run = _run_watched if self.native.get_debug() else _run
         self._callers_hooks = sys.get_asyncgen_hooks()
         try:
@@ -427,7 +427,7 @@ class TurnedLoop:
                 queue.append(self._ready.popleft())
             if callback is not None:
                 callback()
-            while queue and steps and not turn.told:
+            while queue and steps and not turn.told and time.monotonic() < ends:
                 steps -= 1
                 for _ in range(len(queue)):  # all of them, as the loop does at a turn, also behind its stop()
                     run(queue.popleft())

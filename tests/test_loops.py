@@ -235,6 +235,22 @@ def test_a_task_that_looks_again_and_again_sees_what_the_loop_brings(loop: Turne
     assert seen == [b"x"]
 
 
+def test_a_timer_is_served_among_callbacks_that_take_their_time(loop: TurnedLoop) -> None:
+    """[A16] An app that computes gives way to the others by sleep(0)."""
+    served: list[int] = []
+
+    async def compute() -> None:
+        loop.native.call_later(0.001, served.append, 0)
+        for _ in range(loops.STEPS // 2):
+            time.sleep(0.001)
+            await asyncio.sleep(0)
+        served.append(1)
+
+    wait_for_task(loop, asyncio.sleep(0))
+    wait_for_task(loop, compute())
+    assert served == [0, 1]
+
+
 @pytest.mark.parametrize("debug", [True, False])
 def test_a_slow_callback_is_told_of_in_debug_mode(
     loop: TurnedLoop, debug: bool, caplog: pytest.LogCaptureFixture
