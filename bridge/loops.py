@@ -62,6 +62,9 @@ STEPS = 32
 """How often a leader runs what is ready before it gives the loop such a turn: an app may wait for a descriptor by
 looking at it again and again. A guess."""
 
+DEBUG_STACK_DEPTH = 10
+"""How much of where it was made a coroutine knows in debug mode: as much as asyncio has it know."""
+
 MADE_TASKS = 64
 """Tasks that a request may make before those that have ended are sorted out."""
 
@@ -195,12 +198,13 @@ class TurnedLoop:
         self._watched = False
         # What the loop has to run by itself, if it lets it be seen (asyncio's): what came from other threads, or was
         # left when it stopped.
-        self._ready: deque[asyncio.Handle] = getattr(self.native, "_ready", deque())
+        self._ready: deque[asyncio.Handle] | None = getattr(self.native, "_ready", None)
         self._left_at = 0.0  # when somebody has last come out of run_forever(), by time.monotonic(); 0 to have it run
         self._queue: deque[asyncio.Handle] = deque()  # what is ready to be run
         self._stepping = False  # the leader runs what is in the queue
         self._runs = False  # somebody is in run_forever()
         self._callers_hooks: Any = (None, None)  # for asynchronous generators, of the leader's thread
+        self._callers_depth: int | None = None  # to which its coroutines know where they were made, in debug mode
         self._hooks: Any = self._find_hooks()  # the loop's own; None if it has no queue
         self._divert()
         self._closed = False  # somebody closes it, or has
@@ -416,13 +420,17 @@ class TurnedLoop:
 
     def _step(self, turn: Turn, callback: Callable[[], object] | None) -> None:
         """Do as the loop does, without it, until the turn was told or nothing is ready to be run."""
-        queue, steps, ends = self._queue, STEPS, time.monotonic() + TURN_SECONDS
-        run = _run_watched if self.native.get_debug() else _run
+        queue, run = self._queue, _run
+        steps, ends = STEPS, time.monotonic() + TURN_SECONDS
         self._callers_hooks = sys.get_asyncgen_hooks()
         try:
             self._stepping = True
             asyncio._set_running_loop(self.native)
             sys.set_asyncgen_hooks(*self._hooks)
+            if self.native.get_debug():
+                run = _run_watched
+                self._callers_depth = sys.get_coroutine_origin_tracking_depth()
+                sys.set_coroutine_origin_tracking_depth(DEBUG_STACK_DEPTH)
             while self._ready:
                 queue.append(self._ready.popleft())
             if callback is not None:
@@ -441,6 +449,9 @@ class TurnedLoop:
         """Leave all as it was before; or do what is left of that, after an interrupt."""
         asyncio._set_running_loop(None)
         sys.set_asyncgen_hooks(*self._callers_hooks)
+        if self._callers_depth is not None:
+            sys.set_coroutine_origin_tracking_depth(self._callers_depth)
+            self._callers_depth = None
         self._stepping = False
 
     def _divert(self) -> None:
@@ -472,8 +483,11 @@ class TurnedLoop:
             with self._mutex:
                 self._divert_no_more()
                 self._runs = True
-            if self._queue:
-                self.native.call_soon(self._run_queue)
+            while self._queue:  # no name is bound here: the keeper would hold it for as long as it leads
+                if self._ready is None:
+                    self.native.call_soon(_run, self._queue.popleft())
+                else:  # so that in debug mode the loop says which was slow
+                    self._ready.append(self._queue.popleft())
             self.native.run_forever()
         except (KeyboardInterrupt, SystemExit) as error:
             if not self._survives(error):
@@ -483,10 +497,6 @@ class TurnedLoop:
                 self._runs = False
                 self._divert()
             self._left_at = time.monotonic()
-
-    def _run_queue(self) -> None:
-        while self._queue:
-            _run(self._queue.popleft())
 
     def _survives(self, error: BaseException) -> bool:
         """Whether the leader goes on behind an exit that was raised in the loop."""

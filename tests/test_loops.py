@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -198,6 +199,24 @@ def test_what_is_left_to_be_run_is_run_by_whoever_leads_next(factory: Factory) -
     assert order[:3] == turns
 
 
+def test_the_keeper_holds_nothing_that_it_has_run(factory: Factory) -> None:
+    """[S2] It may lead for hours."""
+
+    class Callback:
+        def __call__(self) -> None:
+            ran.set()
+
+    ran = Signal("ran")
+    callback = Callback()
+    held = weakref.ref(callback)
+    with contextlib.closing(TurnedLoop(factory, needs_keeper=True)) as loop:
+        loop.post(callback)
+        del callback
+        loop.hand_over()
+        ran.wait()
+        wait_for(lambda: held() is None)
+
+
 def test_a_loop_has_its_turn_among_threads_that_need_none(factory: Factory) -> None:
     """[A16] A timer is on time though each of those who lead it would do without."""
     late: list[float] = []
@@ -249,6 +268,38 @@ def test_a_timer_is_served_among_callbacks_that_take_their_time(loop: TurnedLoop
     wait_for_task(loop, asyncio.sleep(0))
     wait_for_task(loop, compute())
     assert served == [0, 1]
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_a_coroutine_knows_where_it_was_made_in_debug_mode(loop: TurnedLoop, debug: bool) -> None:
+    """[S3] And the thread's are as before, afterwards."""
+
+    async def work() -> bool:
+        coroutine: Any = asyncio.sleep(0)
+        coroutine.close()
+        return coroutine.cr_origin is not None
+
+    wait_for_task(loop, asyncio.sleep(0))
+    loop.native.set_debug(debug)
+    assert wait_for_task(loop, work()) is debug
+    assert sys.get_coroutine_origin_tracking_depth() == 0
+
+
+def test_what_was_left_to_the_loop_has_its_name_in_debug_mode(
+    loop: TurnedLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[S3] Where the loop lets what it has to run be seen: asyncio's."""
+    if loop._ready is None:
+        pytest.skip("uvloop's does not")
+
+    def dawdle() -> None:
+        time.sleep(0.002)
+
+    loop.native.set_debug(True)
+    loop.native.slow_callback_duration = 0.002
+    loop.post(dawdle)
+    wait_for_task(loop, asyncio.sleep(0))  # its first turn
+    assert "dawdle" in caplog.text
 
 
 @pytest.mark.parametrize("debug", [True, False])

@@ -841,8 +841,8 @@ MUTATIONS: dict[str, tuple[Scenario, Mutation]] = {
              with self._mutex:
                  self._divert_no_more()
                  self._runs = True
--            if self._queue:
-+            if queue:
+-            while self._queue:
++            while queue and self._queue:
 """,
     ),
     "what is handed in wakes nobody": (
