@@ -459,23 +459,33 @@ class TurnedLoop:
         if self._hooks is not None:
             native: Any = self.native
             native.call_soon = self._call_soon
-            native.is_running = self._is_stepping
+            native.is_running = self._is_running
 
     def _divert_no_more(self) -> None:
-        self.native.__dict__.pop("call_soon", None)
-        self.native.__dict__.pop("is_running", None)
+        if self._hooks is not None:
+            self.native.__dict__.pop("call_soon", None)
 
     def _call_soon(
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
-        """The loop's ``call_soon()`` while it is not run."""
-        handle = asyncio.Handle(callback, args, self.native, context)
+        """The loop's ``call_soon()`` while it is not run; and while it is, for who has got hold of it before."""
+        native: Any = self.native
+        if self._runs or self._over:
+            return type(native).call_soon(native, callback, *args, context=context)  # type: ignore[no-any-return]
+        handle = asyncio.Handle(callback, args, native, context)
         self._queue.append(handle)
         return handle
 
-    def _is_stepping(self) -> bool:
-        """The loop's ``is_running()`` while it is not run."""
-        return self._stepping
+    def _is_running(self) -> bool:
+        """The loop's ``is_running()``.
+
+        Other threads shall see no gap between the steps and run_forever(): asgiref before 3.9 took it for the loop's
+        end. In this thread there is one, or run_forever() would refuse.
+        """
+        native, leader = self.native, self._leader
+        if leader is not None and leader.thread != get_ident():
+            return True
+        return self._stepping or type(native).is_running(native)
 
     def _run(self) -> None:
         """Run the loop until it is told to stop."""
@@ -744,7 +754,9 @@ class TurnedLoop:
                 threads.call(self._executor.shutdown, CANCEL_SECONDS)
         finally:
             with self._led():
-                self._divert_no_more()  # it holds us
+                if self._hooks is not None:
+                    for name in ("call_soon", "is_running"):  # which hold us
+                        self.native.__dict__.pop(name, None)
                 self.native.close()
                 with self._mutex:
                     self._over = True

@@ -172,6 +172,42 @@ def test_a_callback_that_fails_is_told_to_the_loop(loop: TurnedLoop) -> None:
     assert [type(error) for error in errors] == [ValueError]
 
 
+def test_who_has_got_hold_of_a_method_while_the_loop_is_not_run_may_use_it_while_it_is(loop: TurnedLoop) -> None:
+    async def work() -> bool:
+        is_running = loop.native.is_running
+        future = loop.native.create_future()
+        loop.native.call_later(0.001, loop.native.call_soon, future.set_result, None)
+        await asyncio.wait_for(future, LIMIT)
+        return is_running()
+
+    wait_for_task(loop, asyncio.sleep(0))
+    assert wait_for_task(loop, work())
+
+
+def test_a_method_that_somebody_has_got_hold_of_tells_when_the_loop_is_closed(factory: Factory) -> None:
+    with contextlib.closing(TurnedLoop(factory, needs_keeper=False)) as loop:
+        call_soon = loop.native.call_soon
+    with pytest.raises(RuntimeError, match="closed"):
+        call_soon(print)
+
+
+def test_other_threads_see_no_gap_between_the_steps_and_the_run(
+    loop: TurnedLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[A16] asgiref before 3.9 has async code run by a loop of its own where the one it knows does not run."""
+    seen: list[bool] = []
+    run = loop._run
+
+    def look() -> None:
+        seen.append(run_in_thread(loop.native.is_running))
+        run()
+
+    wait_for_task(loop, asyncio.sleep(0))
+    monkeypatch.setattr(loop, "_run", look)
+    wait_for_task(loop, asyncio.sleep(0.001))
+    assert seen == [True]
+
+
 def test_what_is_left_to_be_run_is_run_by_whoever_leads_next(factory: Factory) -> None:
     """[A16] By the keeper, if nobody comes."""
     ended = Signal("ended")
