@@ -62,6 +62,9 @@ STEPS = 32
 """How often a leader runs what is ready before it gives the loop such a turn: an app may wait for a descriptor by
 looking at it again and again. A guess."""
 
+NESTS = "nest_asyncio"
+"""Has apps run a loop within what it runs: that one waits for what is ready, which must then lie where it looks."""
+
 DEBUG_STACK_DEPTH = 10
 """How much of where it was made a coroutine knows in debug mode: as much as asyncio has it know."""
 
@@ -414,7 +417,7 @@ class TurnedLoop:
 
     def _may_step(self) -> bool:
         """Whether the leader may begin without the loop: not before it has had its first turn, nor for long."""
-        if self._hooks is None or not self._left_at:
+        if self._hooks is None or not self._left_at or NESTS in sys.modules:
             return False
         return not self.needs_keeper or time.monotonic() - self._left_at < TURN_SECONDS
 
@@ -470,7 +473,7 @@ class TurnedLoop:
     ) -> asyncio.Handle:
         """The loop's ``call_soon()`` while it is not run; and while it is, for who has got hold of it before."""
         native: Any = self.native
-        if self._runs or self._over:
+        if self._runs or self._over or NESTS in sys.modules:
             return type(native).call_soon(native, callback, *args, context=context)  # type: ignore[no-any-return]
         handle = asyncio.Handle(callback, args, native, context)
         self._queue.append(handle)

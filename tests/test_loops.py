@@ -208,6 +208,30 @@ def test_other_threads_see_no_gap_between_the_steps_and_the_run(
     assert seen == [True]
 
 
+def test_a_loop_that_is_run_within_what_it_runs_finds_what_is_ready(
+    loop: TurnedLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nest_asyncio does so, from its import on: by then the loop may be stepped, but never again."""
+    if loop._ready is None:
+        pytest.skip("nest_asyncio takes asyncio's loops alone")
+    found: list[bool] = []
+
+    def nest() -> None:
+        monkeypatch.setitem(sys.modules, "nest_asyncio", types.ModuleType("nest_asyncio"))
+        handle = loop.native.call_soon(print)
+        assert loop._ready is not None
+        found.append(loop._ready.pop() is handle)
+
+    wait_for_task(loop, asyncio.sleep(0))
+    runs = count_runs(loop, monkeypatch)
+    for _ in range(2):
+        runs.clear()
+        turn = Turn()
+        loop.wait(turn, in_turn(partial(loop.native.call_soon, nest), partial(loop.native.call_soon, loop.tell, turn)))
+    assert found == [True, True]
+    assert len(runs) == 1
+
+
 def test_what_is_left_to_be_run_is_run_by_whoever_leads_next(factory: Factory) -> None:
     """[A16] By the keeper, if nobody comes."""
     ended = Signal("ended")
