@@ -922,6 +922,7 @@ MUTATIONS: dict[str, tuple[Scenario, Mutation]] = {
 @pytest.mark.leaves("tasks")  # those of a loop that nobody runs on
 # Nor runs anybody what was to be run on it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited")
+@pytest.mark.timeout(110)  # some are found by one seed of hundreds; less than what ends the whole run
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_broken_rule_is_found(name: str) -> None:
     """Else the searches above would prove nothing."""
