@@ -841,7 +841,7 @@ MUTATIONS: dict[str, tuple[Scenario, Mutation]] = {
              with self._mutex:
                  self._divert_no_more()
                  self._runs = True
--            while self._queue:
+-            while self._queue:  # no name is bound here: the keeper would hold it for as long as it leads
 +            while queue and self._queue:
 """,
     ),
