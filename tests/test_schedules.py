@@ -871,16 +871,6 @@ MUTATIONS: dict[str, tuple[Scenario, Mutation]] = {
 +            self._turn.told = False
 """,
     ),
-    "a request looks whether the app lives before it says that it is there": (
-        requests_come_while_an_app_is_shut_down,
-        """life
-+            lives = self.started
-             self.requests.add(request)
-             try:
--                if self.started:
-+                if lives:
-""",
-    ),
     "a read that waits is not told of the end": (
         requests_come_to_a_wsgi_app,
         """wsgi_to_asgi
