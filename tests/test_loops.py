@@ -528,13 +528,14 @@ def test_an_exit_raised_in_the_loop_does_not_end_a_thread_that_happens_to_lead(
         turn = Turn()
         lead(lambda turn=turn: loop.wait(turn, in_turn(lambda: loop.native.call_soon(leave), teller(loop, turn, 0.02))))
         assert turn.told
-    assert caplog.text.count("tried to end the thread") == 2
+    # uvloop does what else is ready before it raises: where the keeper leads, the log hears of it behind who waits.
+    wait_for(lambda: caplog.text.count("tried to end the thread") == 2)
     # In a step, now that the loop has had its turn.
     turn = Turn()
     tell = partial(loop.native.call_soon, loop.tell, turn)
     run_in_thread(lambda: loop.wait(turn, in_turn(lambda: loop.native.call_soon(leave), tell)))
     assert turn.told
-    assert caplog.text.count("tried to end the thread") == 3
+    wait_for(lambda: caplog.text.count("tried to end the thread") == 3)
 
 
 def test_a_keeper_that_fails_fails_who_waits_for_it_and_another_one_comes(
