@@ -715,8 +715,13 @@ class _Cycle:
     def _create_task(self, scope: dict[str, Any]) -> None:
         if self.closed:  # an interrupt came between
             self._end(None)
-        else:
-            self._task = self._loop.native.create_task(self._run_app(scope))
+            return
+        coroutine = self._run_app(scope)
+        try:
+            self._task = self._loop.native.create_task(coroutine)
+        except Exception as error:  # an app's own task factory: the thread that waits may be another one than this
+            coroutine.close()
+            self._end(error)
 
     async def _run_app(self, scope: Any) -> None:
         # Each request's sync_to_async code has a thread of its own (A17). To set it is enough: the task's context ends

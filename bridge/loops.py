@@ -673,7 +673,7 @@ class TurnedLoop:
         tasks: list[asyncio.Task[T]] = []
 
         def begin() -> None:
-            tasks.append(self.native.create_task(coroutine))
+            tasks.append(asyncio.Task(coroutine, loop=self.native))  # whatever an app's task factory does
             tasks[0].add_done_callback(lambda _: self.tell(turn))
 
         self.wait(turn, begin)

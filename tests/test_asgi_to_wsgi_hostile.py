@@ -19,7 +19,7 @@ import pytest
 from bridge import AsgiToWsgi, LifespanFailure, threads
 from bridge.life import Life
 from bridge.loops import LoopPool, TurnedLoop
-from tests.drivers import FakeInput, WsgiServer, make_environ, run_in_thread, run_in_threads
+from tests.drivers import FakeInput, WsgiServer, in_thread, make_environ, run_in_thread, run_in_threads
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -66,6 +66,32 @@ def test_an_environ_without_a_method_is_the_servers_error(loop: str) -> None:
             application({"wsgi.input": FakeInput()}, lambda *arguments: None)
         assert not application._life.requests
         assert WsgiServer().run(application).body == b"ok"
+
+
+def test_a_task_factory_that_raises_fails_the_request() -> None:
+    """[A9] Also where another thread runs the loop: whose request it is would wait for ever."""
+    holds, leave = threading.Event(), asyncio.Event()
+
+    def fail(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        raise RuntimeError("no task today")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        if scope["path"] == "/hold":
+            loop.set_task_factory(fail)
+            loop.call_soon(holds.set)
+            await leave.wait()
+            loop.set_task_factory(None)
+        await answer(send)
+
+    with wrap(app) as application:
+        holder = in_thread(WsgiServer().run, application, make_environ(path="/hold"))
+        assert holds.wait(10)
+        assert str(WsgiServer().run(application).error) == "no task today"
+        application._life.shared.post(leave.set)
+        assert holder.result().body == b"ok"
+        assert WsgiServer().run(application).body == b"ok"
+    assert not application._life.requests
 
 
 def test_a_thread_that_was_kept_from_stepping_down_takes_its_loop_again(monkeypatch: pytest.MonkeyPatch) -> None:
