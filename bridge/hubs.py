@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from asgiref.sync import SyncToAsync
 
-from bridge.threads import Lock, get_ident, hub_beside, hub_of_thread, is_patched, locked, original, ours
+from bridge.threads import BriefMutex, Lock, get_ident, hub_beside, hub_of_thread, is_patched, locked, original, ours
 
 if TYPE_CHECKING:
     import asyncio
@@ -86,7 +86,7 @@ _Thread: Any = original("threading", "Thread")
 _start_thread: Callable[[threading.Thread], None] = _Thread.start
 
 _making: list[None] = []  # one for each loop that is being made
-_making_mutex = Lock()  # guards what is put in the places of the patched ones meanwhile
+_making_mutex = BriefMutex()  # guards what is put in the places of the patched ones meanwhile
 _patched: list[tuple[Any, str, Any]] = []
 _home: Any = None  # the hub for the app's synchronous code, in a patched process
 _warned = False
@@ -469,7 +469,7 @@ def _after_fork() -> None:
     if _making:
         _put_patched_back()
     _making.clear()
-    _making_mutex = Lock()
+    _making_mutex = BriefMutex()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -141,7 +141,7 @@ class Life:
         self.pool = LoopPool(self.loop_factory)
         self.state: dict[str, Any] = {}
         self._home: _Home | None = None
-        self._common_mutex = threads.Lock()  # guards the making of `common`
+        self._common_mutex = threads.BriefMutex()  # guards the making of `common`
         self._mutex = threads.Mutex()
         self._late_startups = 0
         self._late_message = ""  # of the last of them

@@ -193,7 +193,7 @@ class TurnedLoop:
         self.native.set_default_executor(self._executor)
         self._factory: Any = None  # the task factory that we have set
         self._root = self._make_root()
-        self._mutex = Lock()
+        self._mutex = threads.mutex()
         self._leader: Turn | None = None
         self._followers: list[Turn] = []
         self._keeper: Turn | None = None  # once there is one
@@ -778,7 +778,7 @@ class TurnedLoop:
         _orphans.append((self.native, tasks, self._queue))
         self._queue = deque()
         self._closed = self._over = True
-        self._mutex = Lock()
+        self._mutex = threads.mutex()
         self._leader = self._keeper = None
         self._followers = []
 
@@ -1108,7 +1108,7 @@ class _Watch:
     def __init__(self) -> None:
         self._newcomers: threads.SimpleQueue[TurnedLoop] = threads.SimpleQueue()
         self._started = False
-        self._mutex = Lock()  # guards the start
+        self._mutex = threads.BriefMutex()  # guards the start
         self.due = math.inf  # when the next look is due, by time.monotonic()
 
     def give_way(self) -> None:

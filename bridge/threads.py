@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 __all__ = [
     "AnyLock",
+    "BriefMutex",
     "Holder",
     "Lock",
     "Mutex",
@@ -35,6 +36,7 @@ __all__ = [
     "is_patched",
     "locked",
     "may_run_loops",
+    "mutex",
     "original",
     "ours",
     "pause",
@@ -46,7 +48,10 @@ __all__ = [
 ]
 
 POLL_SECONDS = 0.005
-"""How often a greenlet looks whether a mutex is free: that is asked for at startup and shutdown alone."""
+"""How often a greenlet looks whether a mutex is free: that is held for long at startup and shutdown alone."""
+
+BRIEFLY = 0.001
+"""Seconds that a greenlet waits for a mutex, and its hub with it, before it takes the holder for one of its hub."""
 
 SLEEP_SECONDS = 0.2
 """The same for a thread, which is woken when it is: but one that is interrupted takes its wake-up with it."""
@@ -65,6 +70,10 @@ SLEEP_SECONDS = 0.2
 # Where gevent has patched the standard library, `threading` makes greenlets, and locks and queues of the real ones'
 # names wait in a hub. What is shared with a real thread must be real itself: this module keeps the originals, whether
 # it is imported before the patch or after. What the app's synchronous code needs then, is in bridge/hubs.py.
+#
+# And whoever holds a mutex may be left with it: the garbage collector may run in the middle of anything, and what it
+# calls, as the callback by which a ThreadPoolExecutor hears that it was dropped, may wait for a patched lock. The hub
+# then runs the other greenlets, none of which may block the thread for a mutex whose holder has to go on there.
 #
 # None of it exists while gevent is not imported. Whether it is, is asked where a thread begins to wait.
 
@@ -202,6 +211,32 @@ class Mutex:
                 self._freed.release()
 
 
+class BriefMutex:
+    """A mutex that is held for a few instructions, unless the hub comes in between."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+
+    def __enter__(self) -> None:
+        if self._lock.acquire(blocking=False):
+            return
+        if hub_beside() is None:
+            self._lock.acquire()
+        elif not self._lock.acquire(timeout=BRIEFLY):  # a real thread would have let it go
+            while not self._lock.acquire(blocking=False):
+                pause(POLL_SECONDS)
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def mutex() -> BriefMutex | Lock:
+    """A new mutex for what is done often: a real lock where there are no greenlets."""
+    return BriefMutex() if "gevent" in sys.modules else Lock()
+
+
 def locked() -> AnyLock:
     """A new lock, locked, to sleep on until another thread releases it."""
     lock = _GreenletLock() if "gevent" in sys.modules else Lock()
@@ -212,14 +247,14 @@ def locked() -> AnyLock:
 class _GreenletLock:
     """A lock on which one greenlet may sleep, or one thread, and which any thread may release.
 
-    `_mutex` guards the watcher: it must not be sent to once it is closed. A greenlet holds it without switching.
+    `_mutex` guards the watcher: it must not be sent to once it is closed.
     """
 
     __slots__ = ("_lock", "_mutex", "_watcher")
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._mutex = Lock()
+        self._mutex = BriefMutex()
         self._watcher: Any = None  # of the greenlet that sleeps
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
