@@ -87,8 +87,10 @@ def test_a_task_factory_that_raises_fails_the_request() -> None:
     with wrap(app) as application:
         holder = in_thread(WsgiServer().run, application, make_environ(path="/hold"))
         assert holds.wait(10)
+        loop = application._life.shared
+        assert loop is not None
         assert str(WsgiServer().run(application).error) == "no task today"
-        application._life.shared.post(leave.set)
+        loop.post(leave.set)
         assert holder.result().body == b"ok"
         assert WsgiServer().run(application).body == b"ok"
     assert not application._life.requests
