@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# In how many processes the tests run; 0 is this one, as a debugger wants it.
-JOBS ?= 2
+# In how many processes the tests run, which wait about as long as they compute; 0 is this one, as a debugger wants it.
+JOBS ?= 3
 
-.PHONY: help demo test fuzz table lint format bench release-check clean
+# Hundreds of processes import bridge in a run of the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo test coverage fuzz table lint format bench release-check clean
 
 help:
 	@echo "make demo    a Flask app on an ASGI server, a FastAPI app on a WSGI server (ARGS=--check: drive them and end)"
-	@echo "make test    the tests, with branch coverage of bridge/ (JOBS=0: in one process)"
+	@echo "make test    the tests (JOBS=0: in one process)"
+	@echo "make coverage  the tests, slower, and which branches of bridge/ they have not taken"
 	@echo "make fuzz    examples for the translations that a fuzzer makes (ARGS=-max_total_time=1200: for twenty minutes)"
 	@echo "make table   the tests on real servers; what works on what goes into README.md"
 	@echo "make lint    formatting, lint and types"
@@ -23,7 +27,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m bridge $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(COVERAGE) $(ARGS)
+
+coverage: COVERAGE := --cov --cov-report=term-missing:skip-covered
+coverage: test
 
 fuzz: $(VENV)/.test $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz $(ARGS)
@@ -67,7 +74,7 @@ release-check: $(VENV)/.dev
 	tar -xzf $(DIST)/*.tar.gz -C $(RELEASE)/tree --strip-components 1
 	rm -r $(RELEASE)/tree/bridge
 	cd $(RELEASE)/tree && ../bin/python -c 'import bridge, sys; print(bridge.__file__); sys.exit("site-packages" not in bridge.__file__)'
-	cd $(RELEASE)/tree && ../bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	cd $(RELEASE)/tree && ../bin/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
