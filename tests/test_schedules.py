@@ -909,7 +909,8 @@ MUTATIONS: dict[str, tuple[Scenario, Mutation]] = {
 }
 
 
-@pytest.mark.leaves("tasks")  # those of a loop that nobody runs on
+# A loop that nobody runs on, with its tasks: CPython may lose count where a thread is ended within an instruction.
+@pytest.mark.leaves("tasks", "loops")
 # Nor runs anybody what was to be run on it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited")
 @pytest.mark.timeout(110)  # some are found by one seed of hundreds; less than what ends the whole run
