@@ -236,6 +236,8 @@ def listen(address: Address) -> socket.socket:
         return socket.create_server(address, family=family, backlog=BACKLOG)
     except socket.gaierror as exc:  # its numbers are not errno's
         raise CommandError(f"cannot listen on {shown(address)}: {exc.strerror}") from None
+    except UnicodeError:  # of the codec that Python has for names of hosts: an empty label, or a long one
+        raise CommandError(f"cannot listen on {shown(address)}: no host can have this name") from None
     except OSError as exc:
         raise CommandError(f"cannot listen on {shown(address)}: {os.strerror(exc.errno or 0)}") from None
 
@@ -561,12 +563,13 @@ def parse_address(text: str) -> Address:
         host = "127.0.0.1"
     if colon and host in ("", "*"):
         host = "0.0.0.0"  # as gunicorn takes it
-    if host.startswith("[") and host.endswith("]"):
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
         host = host[1:-1]
-    elif ":" in host:
-        raise argparse.ArgumentTypeError(f"an IPv6 address goes in brackets, as in [{host}]:{port}, got {text!r}")
-    if not host or not port.isdecimal() or not port.isascii() or int(port) > 65535:
+    if not host or "/" in host or not port.isdecimal() or not port.isascii() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"expected HOST:PORT, [IPV6]:PORT or PORT, got {text!r}")
+    if ":" in host and not bracketed:  # is ::1 an address, or : and port 1?
+        raise argparse.ArgumentTypeError(f"an IPv6 address goes in brackets, as in [::1]:8000, got {text!r}")
     return Address(host, int(port))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
@@ -393,6 +394,30 @@ def test_an_address_in_use_is_told_with_status_2(
 def test_a_host_that_nobody_knows_is_told_with_status_2(modules: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shop_main:application", "--bind", "[no::host]:1"]) == 2
     assert capsys.readouterr().err.startswith("python -m bridge: cannot listen on [no::host]:1: ")
+
+
+@pytest.mark.parametrize("host", ["shop..example", "a" * 64], ids=["an empty label", "a long label"])
+def test_a_name_that_no_host_can_have_is_told_with_status_2(
+    modules: Path, capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    assert main(["shop_main:application", "--bind", f"{host}:0"]) == 2
+    words = f"python -m bridge: cannot listen on {host}:0: no host can have this name\n"
+    assert capsys.readouterr().err == words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("::1", "an IPv6 address goes in brackets, as in [::1]:8000, got '::1'"),
+        ("::1:8000", "an IPv6 address goes in brackets, as in [::1]:8000, got '::1:8000'"),
+        ("[::1]", "expected HOST:PORT, [IPV6]:PORT or PORT, got '[::1]'"),
+        ("http://localhost:8000", "expected HOST:PORT, [IPV6]:PORT or PORT, got 'http://localhost:8000'"),
+    ],
+)
+def test_an_address_that_is_none_is_told_with_one_that_would_be(text: str, words: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as caught:
+        __main__.parse_address(text)
+    assert str(caught.value) == words
 
 
 def test_a_missing_server_is_told_with_what_to_install(
