@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import re
 import textwrap
@@ -120,6 +121,21 @@ RULES = {
         "accurate result.",
         _DETAILS,
     ),
+    "write": Rule(
+        "The start_response callable must return a write(body_data) callable that takes one positional parameter: a "
+        "bytestring to be written as part of the HTTP response body.",
+        _DETAILS,
+    ),
+    "write late": Rule(
+        "Applications must not invoke write() from within their return iterable, and therefore any bytestrings yielded "
+        "by the iterable are transmitted after all bytestrings passed to write() have been sent to the client.",
+        'PEP 3333, "The write() Callable"',
+    ),
+    "errors": Rule(
+        'This should be a "text mode" stream; i.e., applications should use "\\n" as a line ending, and assume that it '
+        "will be converted to the correct line ending by the server/gateway.",
+        'PEP 3333, "environ Variables"',
+    ),
     "no content": Rule(
         "A 204 response is terminated by the end of the header section; it cannot contain content or trailers.",
         'RFC 9110, "204 No Content"',
@@ -207,6 +223,8 @@ _SIGNS = {
         ("[Ss]tatus|invalid literal for int", "status"),
         ("keyword arguments|number of arguments", "positional"),
         ("start_response", "no start"),
+        (r"write\(\) expected", "write"),
+        (r"type\(s\) is str", "errors"),
         ("bytes|should not return a string|must return an iter|not iterable", "iterable"),
         (r"close\(\) must not be called", "input closed"),
         ("ignored GeneratorExit", "closed early"),
@@ -409,8 +427,8 @@ class _Check:
         if isinstance(error, ClientDisconnected) or any(error is other for other in self.reported):
             return
         self.reported.append(error)
-        text = str(error)
         by_rules = isinstance(error, (AssertionError, BridgeError)) and _is_ours(error)
+        text = str(error) or (_unsaid(error) if by_rules else "")
         for pattern, rule in _SIGNS[self.kind]:
             if re.search(pattern, text) and (by_rules or isinstance(error, (TypeError, ValueError, RuntimeError))):
                 if rule not in self.told:
@@ -435,6 +453,13 @@ def _is_ours(error: BaseException) -> bool:
     """Whether an error was raised by a check, and not by the app's own code."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename).parent in _CHECKERS
+
+
+def _unsaid(error: BaseException) -> str:
+    """What a check of the validator's looks for that raises without a word, and where the app came to it."""
+    *frames, check, _ = traceback.extract_tb(error.__traceback__)  # the last is assert_() itself
+    place = next((frame for frame in reversed(frames) if Path(frame.filename).parent not in _CHECKERS), check)
+    return f"wsgiref.validate expected {check.line}, in {check.name}() ({place.filename}, line {place.lineno})"
 
 
 def _told(error: BaseException) -> str:
@@ -503,19 +528,32 @@ class _WsgiCheck(_Check):
         """The app as the validator sees it."""
         environ["wsgi.input"] = _Input(environ["wsgi.input"])
         statuses: list[str] = []
+        has_returned = False
 
         def checked_start(*args: Any, **kwargs: Any) -> Any:
             if len(args) > 1 and not kwargs:
                 args = (args[0], self.check_headers(args[0], args[1]), *args[2:])
             try:
                 write = start_response(*args, **kwargs)
-                statuses.extend(map(str, args[:1]))
-                return write
             except (AssertionError, BridgeError, ValueError) as error:  # the app may catch it
                 self.report_error(error)
                 raise
+            statuses.extend(map(str, args[:1]))
+            return functools.partial(checked_write, write)
+
+        def checked_write(write: Callable[[bytes], object], data: Any) -> None:
+            if has_returned:
+                self.tell("write() was called when the app had returned its iterable", "write late", severe=False)
+            if type(data) is not bytes:  # of which the validator says no word
+                words = f"write() expected bytes, got {shown(data)}"
+                self.tell(words, "write")  # the app may catch it
+                raise ProtocolError(words)
+            if data:
+                self.check_body(statuses[-1][:3])
+            write(data)
 
         result = self.app(environ, checked_start)
+        has_returned = True
         if not any(hasattr(result, way) for way in ("__iter__", "__getitem__")):  # the validator would stumble
             raise ProtocolError(f"the app expected to return an iterable of bytes, returned {shown(result)}")
         return result if isinstance(result, (str, bytes)) else _Watched(result, statuses, self)

@@ -205,6 +205,35 @@ def goes_on_when_closed(environ: Any, start_response: Any) -> Any:
             yield b"tock"
 
 
+def writes(block: Any, status: str = "200 OK") -> Any:
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response(status, TEXT if status == "200 OK" else [])(block)
+        return []
+
+    return app
+
+
+def writes_text_in_secret(environ: Any, start_response: Any) -> Any:
+    write = start_response("200 OK", TEXT)
+    try:
+        write("hello")
+    except Exception:
+        pass
+    return [b"hello"]
+
+
+def writes_bytes_to_errors(environ: Any, start_response: Any) -> Any:
+    start_response("200 OK", TEXT)
+    environ["wsgi.errors"].write(b"no such table")
+    return [b"hello"]
+
+
+def reads_a_line_with_two_sizes(environ: Any, start_response: Any) -> Any:
+    start_response("200 OK", TEXT)
+    environ["wsgi.input"].readline(1, 2)
+    return [b"hello"]
+
+
 class WrongLength(list[bytes]):
     def __len__(self) -> int:
         return 3
@@ -220,6 +249,11 @@ class WrongLength(list[bytes]):
         (raises_a_timeout, "trapped", "raised TimeoutError: no answer of the database ("),
         (raises_in_the_body, "trapped", "raised LookupError: no such table ("),
         (closes_input, "input closed", "input.close() must not be called"),
+        (writes("hello"), "write", "write() expected bytes, got 'hello'"),
+        (writes_text_in_secret, "write", "write() expected bytes, got 'hello'"),
+        (writes(b"hello", "204 No Content"), "no content", "the status 204, and a body"),
+        (writes_bytes_to_errors, "errors", "expected assert_(type(s) is str), in write() ("),
+        (reads_a_line_with_two_sizes, "trapped", "expected assert_(len(args) <= 1), in readline() ("),
         (goes_on_when_closed, "closed early", "generator ignored GeneratorExit"),
         (wsgi_start(body=["hello"]), "iterable", "'hello'"),
         (wsgi_start(body="hello"), "iterable", "should not return a string"),
@@ -254,6 +288,18 @@ def test_what_a_wsgi_app_does_wrong_is_named(monkeypatch: pytest.MonkeyPatch, ap
     assert words in finding.what
     assert RULES[rule].sentence in said(report)
     assert report.text().endswith("\n\n1 fault.")
+
+
+def writes_in_its_body(environ: Any, start_response: Any) -> Any:
+    write = start_response("200 OK", TEXT)
+    yield b"a"
+    write(b"b")
+
+
+def test_a_write_from_within_the_body_is_a_hint() -> None:
+    report = check(writes_in_its_body, Kind.WSGI)
+    assert [(finding.rule, finding.severe) for finding in report.findings] == [("write late", False)]
+    assert check(writes(b"hello"), Kind.WSGI).findings == {}
 
 
 def asgi_messages(*messages: Any) -> Any:
