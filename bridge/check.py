@@ -202,6 +202,11 @@ RULES = {
         "the message provided and then terminate.",
         'ASGI, Lifespan, "Shutdown Failed"',
     ),
+    "shutdown complete": Rule(
+        "Sent by the application when it has completed its cleanup. A server must wait for this message before "
+        "terminating.",
+        'ASGI, Lifespan, "Shutdown Complete"',
+    ),
     "startup complete": Rule(
         "Sent by the application when it has completed its startup. A server must wait for this message before it "
         "starts processing connections.",
@@ -235,6 +240,7 @@ _SIGNS = {
         ("body ended after|before it had sent its whole body|body has at least", "not ended"),
         ("as header name, got b':", "pseudo header"),
         ("await", "awaited"),
+        ("the app raised", "bubbled up"),
     ],
 }
 _OTHERWISE = {Kind.WSGI: "trapped", Kind.ASGI: "event"}
@@ -666,6 +672,7 @@ class _AsgiCheck(_Check):
         self.in_time(self.offer_unknown)
         self.application = AsgiToWsgi(cast("Any", self.call))
         self.status = ""  # of the response that has started last
+        self.stops = False  # whether the app has received lifespan.shutdown
         self.request = "lifespan"
         started = self.in_time(self.application.startup)
         if isinstance(started, _Hangs):
@@ -682,8 +689,11 @@ class _AsgiCheck(_Check):
             return self.report
         self.request = "lifespan"
         ended = self.in_time(self.application.close)
-        if ended is not None:
-            self.tell(f"the app did not shut down: {ended}", "startup complete", severe=False)
+        if isinstance(ended, _Hangs) and self.stops:
+            self.report.hangs = True
+            self.tell(f"the app did not answer lifespan.shutdown within {LIMIT:g} s", "shutdown complete")
+        elif ended is not None:  # as by background work, which may end yet
+            self.tell(f"the app did not shut down: {ended}", "shutdown complete", severe=False)
         return self.report
 
     def in_time(self, call: Callable[[], object]) -> BaseException | None:
@@ -750,12 +760,10 @@ class _AsgiCheck(_Check):
         self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
     ) -> None:
         """The app as the bridge sees it."""
-        stops = False
 
         async def checked_receive() -> Any:
-            nonlocal stops
             message = await receive()
-            stops = message["type"] == "lifespan.shutdown"
+            self.stops = self.stops or message["type"] == "lifespan.shutdown"
             return message
 
         async def checked_send(message: Any) -> None:
@@ -776,8 +784,8 @@ class _AsgiCheck(_Check):
             raise ProtocolError(f"the app returned {shown(result)}, which cannot be awaited")
         try:
             await result
-        except Exception as error:
-            if stops:  # the wrapper only logs it
+        except (Exception, SystemExit) as error:
+            if self.stops and scope["type"] == "lifespan":  # the wrapper only logs it
                 self.tell(f"raised {_told(error)} when it was to stop", "shutdown failed")
             raise
 

@@ -368,6 +368,19 @@ async def breaks_when_it_stops(scope: Any, receive: Any, send: Any) -> None:
     raise LookupError("no such pool")
 
 
+async def exits_when_it_stops(scope: Any, receive: Any, send: Any) -> None:
+    try:
+        await breaks_when_it_stops(scope, receive, send)
+    except LookupError:
+        sys.exit("no such pool")
+
+
+async def raises_a_cancellation(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+        raise ValueError
+    raise asyncio.CancelledError
+
+
 async def speaks_http_to_all(scope: Any, receive: Any, send: Any) -> None:
     await send(start())
     await send(body())
@@ -402,9 +415,11 @@ async def says_nothing_to_others(scope: Any, receive: Any, send: Any) -> None:
         (asgi_messages(start(headers=[(b"content-length", b"9")]), body()), "not ended", "Content-Length is 9"),
         (plain, "awaited", "the app returned None, which cannot be awaited"),
         (fails, "bubbled up", "raised LookupError: no such table ("),
+        (raises_a_cancellation, "bubbled up", "the app raised CancelledError()"),
         (refuses, "startup failed", "no database"),
         (does_not_stop, "shutdown failed", "no database"),
         (breaks_when_it_stops, "shutdown failed", "raised LookupError: no such pool ("),
+        (exits_when_it_stops, "shutdown failed", "raised SystemExit: no such pool ("),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -495,6 +510,17 @@ async def startup(scope, receive, send):
         raise ValueError
     time.sleep(1000)
 
+async def shutdown(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        time.sleep(1000)
+    if scope["type"] != "http":
+        raise ValueError
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body"})
+
 check.LIMIT = 0.5
 sys.exit(main(["check", f"__main__:{sys.argv[1]}"]))
 """
@@ -506,6 +532,7 @@ sys.exit(main(["check", f"__main__:{sys.argv[1]}"]))
         ("wsgi", "the app did not answer within 0.5 s"),
         ("asgi", "the app did not answer within 0.5 s"),
         ("startup", "the app did not answer lifespan.startup within 0.5 s"),
+        ("shutdown", "the app did not answer lifespan.shutdown within 0.5 s"),
     ],
 )
 def test_an_app_that_blocks_for_ever_does_not_hold_up_the_end(app: str, words: str) -> None:
