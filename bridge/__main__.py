@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from bridge import AsgiToWsgi, BridgeError, LifespanFailure, WsgiToAsgi
+from bridge.errors import words_of
 from bridge.kinds import USUAL_NAMES, Kind, describe, kind_of, possible_kinds, what_is_wrong
 
 if TYPE_CHECKING:
@@ -139,25 +140,23 @@ def load_app(target: str, *, factory: bool = False) -> object:
     found: object = import_module(module_name)
     done = module_name
     for name in path.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError:
-            raise CommandError(f"{done} has no {name!r}{alternatives(found, name)}") from None
-        except Exception as exc:  # see import_module: it may be a property
-            raise CommandError(f"{done}.{name} cannot be had: {told(exc)}") from exc
+        with errors_told(f"{done}.{name} cannot be had"):  # it may be a property
+            try:
+                found = getattr(found, name)
+            except AttributeError:
+                raise CommandError(f"{done} has no {name!r}{alternatives(found, name)}") from None
         done += f".{name}"
     return make_app(target, found) if factory else found
 
 
 def import_module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as exc:
-        if exc.name is not None and f"{name}.".startswith(f"{exc.name}."):
+    with errors_told(f"{name} cannot be imported"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as exc:
+            if exc.name is None or not f"{name}.".startswith(f"{exc.name}."):
+                raise
             raise CommandError(f"there is no module {exc.name!r} in {os.getcwd()} or on Python's path") from None
-        raise CommandError(f"{name} cannot be imported: {told(exc)}") from exc
-    except (Exception, SystemExit) as exc:  # whatever the user's module raises is the user's to put right
-        raise CommandError(f"{name} cannot be imported: {told(exc)}") from exc
 
 
 def make_app(target: str, factory: object) -> object:
@@ -170,10 +169,23 @@ def make_app(target: str, factory: object) -> object:
         )
     if inspect.iscoroutinefunction(factory):
         raise CommandError(f"{target} is no factory: it is async, so that to call it makes a coroutine")
-    try:
+    with errors_told(f"{target} made no app"):
         return factory()
-    except (Exception, SystemExit) as exc:  # see import_module
-        raise CommandError(f"{target} made no app: {told(exc)}") from exc
+
+
+@contextlib.contextmanager
+def errors_told(words: str) -> Generator[None]:
+    """Tell what the user's code raises: whatever it is, SystemExit or a panic of Rust's, it is the user's to put right.
+
+    Raises:
+        CommandError: It has raised something.
+    """
+    try:
+        yield
+    except (CommandError, KeyboardInterrupt):
+        raise
+    except BaseException as exc:
+        raise CommandError(f"{words}: {told(exc)}") from exc
 
 
 def told(exc: BaseException) -> str:
@@ -182,7 +194,7 @@ def told(exc: BaseException) -> str:
         return f"{type(exc).__name__}: {exc.msg} ({exc.filename}, line {exc.lineno})"
     frames = users_frames(traceback.extract_tb(exc.__traceback__))
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(exc).__name__}: {exc}{place}"
+    return f"{type(exc).__name__}: {words_of(exc)}{place}"
 
 
 def told_whole(exc: BaseException) -> str:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from wsgiref.validate import WSGIWarning, validator
 
 from bridge import AsgiToWsgi, BridgeError, ClientDisconnected, LifespanFailure, ProtocolError, WsgiToAsgi
-from bridge.errors import shown
+from bridge.errors import shown, words_of
 from bridge.headers import HOP_BY_HOP
 from bridge.kinds import Kind
 
@@ -434,7 +434,7 @@ class _Check:
             return
         self.reported.append(error)
         by_rules = isinstance(error, (AssertionError, BridgeError)) and _is_ours(error)
-        text = str(error) or (_unsaid(error) if by_rules else "")
+        text = words_of(error) or (_unsaid(error) if by_rules else "")
         for pattern, rule in _SIGNS[self.kind]:
             if re.search(pattern, text) and (by_rules or isinstance(error, (TypeError, ValueError, RuntimeError))):
                 if rule not in self.told:
@@ -471,7 +471,7 @@ def _unsaid(error: BaseException) -> str:
 def _told(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return f"{type(error).__name__}: {words_of(error)}{place}"
 
 
 def _is_hop_by_hop(name: str) -> bool:

@@ -13,6 +13,7 @@ __all__ = [
     "UnsupportedScope",
     "shown",
     "shown_requests",
+    "words_of",
 ]
 
 SHOWN_REQUESTS = 5
@@ -55,6 +56,14 @@ def shown(value: object) -> str:
     except Exception:
         return f"<a {type(value).__name__} without repr>"
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def words_of(error: BaseException) -> str:
+    """What an error says; one of an app's own class may refuse to say it."""
+    try:
+        return str(error)
+    except Exception:
+        return "<exception str() failed>"  # as a traceback has it
 
 
 def shown_requests(requests: Collection[str]) -> str:

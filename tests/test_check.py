@@ -180,6 +180,15 @@ def raises(environ: Any, start_response: Any) -> Any:
     raise LookupError("no such table")
 
 
+class Mute(LookupError):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def raises_without_words(environ: Any, start_response: Any) -> Any:
+    raise Mute
+
+
 def raises_a_timeout(environ: Any, start_response: Any) -> Any:
     raise TimeoutError("no answer of the database")
 
@@ -246,6 +255,7 @@ class WrongLength(list[bytes]):
         (two_starts, "second start", "a second time without exc_info, with '404 Not Found'"),
         (two_starts_in_secret, "second start", "a second time"),
         (raises, "trapped", "raised LookupError: no such table ("),
+        (raises_without_words, "trapped", "raised Mute: <exception str() failed> ("),
         (raises_a_timeout, "trapped", "raised TimeoutError: no answer of the database ("),
         (raises_in_the_body, "trapped", "raised LookupError: no such table ("),
         (closes_input, "input closed", "input.close() must not be called"),

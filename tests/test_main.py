@@ -195,6 +195,19 @@ async def process(scope, receive, send):
 except Exception as error:
     raise RuntimeError("no shop") from error
 """,
+    "shop_panic": """
+class PanicError(BaseException):  # as PyO3's, of what is written in Rust
+    pass
+
+raise PanicError("no such table")
+""",
+    "shop_mute": """
+class MuteError(Exception):
+    def __str__(self):
+        raise ValueError
+
+raise MuteError
+""",
     "shop_zero": "def divide():\n    return 1 / 0\n\ndivide()",
 }
 
@@ -231,6 +244,8 @@ except Exception as error:
         ),
         ("shop_syntax:app", False, "shop_syntax cannot be imported: SyntaxError: "),
         ("shop_zero:app", False, "shop_zero cannot be imported: ZeroDivisionError: division by zero ("),
+        ("shop_panic:app", False, "shop_panic cannot be imported: PanicError: no such table ("),
+        ("shop_mute:app", False, "shop_mute cannot be imported: MuteError: <exception str() failed> ("),
         ("shop_script:app", False, "shop_script cannot be imported: SystemExit: 3 ("),
         (
             "shop_main:make_async",
