@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -707,5 +708,31 @@ def run_demo(options: argparse.Namespace) -> int:
     return demo.run(address.host, ports, megabytes=options.megabytes or demo.MEGABYTES, check=options.check)
 
 
+def run_process() -> NoReturn:
+    """Be `python -m bridge`: run the command line, and end with its status."""
+    status = main()
+    if sys.argv[1:2] == ["check"]:
+        end_in_time(status)
+    sys.exit(status)
+
+
+def end_in_time(status: int) -> None:
+    """End this process some time after its main thread: Python would wait for threads of the app's without end.
+
+    Those of a pool end by themselves then, so nothing tells before which ones do not. The thread lives as long as the
+    process.
+    """
+    from bridge.check import LIMIT
+
+    def watch() -> None:
+        threading.main_thread().join()
+        time.sleep(LIMIT)
+        left = [thread.name for thread in threading.enumerate() if not (thread.daemon or thread.name == "MainThread")]
+        say(f"the exit does not wait for what the app has left running{': ' * bool(left)}{', '.join(left)}")
+        os._exit(status)
+
+    threading.Thread(target=watch, name="bridge-end", daemon=True).start()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process()

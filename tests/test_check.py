@@ -556,6 +556,44 @@ def test_an_app_that_blocks_for_ever_does_not_hold_up_the_end(app: str, words: s
     assert time.monotonic() - start < 10
 
 
+LEAVING = """
+import concurrent.futures, sys, threading, time
+from bridge import check
+from bridge.__main__ import run_process
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"hello"]
+
+if sys.argv[1] == "pool":
+    pool = concurrent.futures.ThreadPoolExecutor()
+    pool.submit(print, end="").result()
+else:
+    threading.Thread(target=time.sleep, args=(1000,), name="poller").start()
+check.LIMIT = float(sys.argv[2])
+sys.argv[1:] = ["check", "__main__:app"]
+run_process()
+"""
+
+
+@pytest.mark.parametrize(
+    ("left", "limit", "said"),
+    [
+        ("thread", "3", "python -m bridge: the exit does not wait for what the app has left running: poller\n"),
+        ("pool", "30", ""),
+    ],
+    ids=["thread", "pool"],
+)
+def test_threads_that_the_app_has_left_do_not_hold_up_the_end(left: str, limit: str, said: str) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(Path(check_module.__file__).parent.parent), "PYTHONASYNCIODEBUG": ""}
+    command = [sys.executable, "-c", LEAVING, left, limit]
+    start = time.monotonic()
+    done = subprocess.run(command, env=environ, capture_output=True, encoding="utf-8", timeout=50)
+    assert done.stdout.endswith("No faults.\n")
+    assert (done.returncode, done.stderr) == (0, said)
+    assert time.monotonic() - start < 20
+
+
 # The command line
 
 MODULE = """
