@@ -592,6 +592,13 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_path(text: str) -> str:
+    # An ASGI app would be blamed for what the environ may not hold, by the validator that it is checked with.
+    if not text.startswith("/") or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"expected a path such as /shop or /shop?page=2, got {text!r}")
+    return text
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bridge",
@@ -632,7 +639,7 @@ def make_check_parser() -> argparse.ArgumentParser:
         "sentence of the specification. Exit status: 0 if nothing, 1 if something, 2 if the app cannot be had.",
     )
     parser.add_argument("app", metavar="module:app", help=APP_HELP)
-    parser.add_argument("--path", default="/", help="where most requests go (default /)")
+    parser.add_argument("--path", type=parse_path, default="/", help="where most requests go (default /)")
     add_finding(parser)
     return parser
 

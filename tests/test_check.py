@@ -641,6 +641,14 @@ def test_the_report_is_printed_and_the_status_tells(
     assert output.err == ""
 
 
+@pytest.mark.parametrize("path", ["shop", "", "http://localhost/shop", "/shop\n", "/caf\udce9"], ids=ascii)
+def test_a_path_that_is_none_ends_with_status_2(capsys: pytest.CaptureFixture[str], path: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "shop_to_check:right", "--path", path])
+    assert ended.value.code == 2
+    assert f"expected a path such as /shop or /shop?page=2, got {path!r}\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
