@@ -806,17 +806,19 @@ class _Cycle:
             raise _client_left()
         response = self._response
         block = response.send(message)
+        # Where another thread runs the loop, the server's may look at this in the middle: for what is open at last.
         if block:
+            self._opened = True
             self._blocks.append(block)
             self._given += len(block)
         if response.state is COMPLETE:
-            self._whole = self._opened = True
+            self._opened = self._whole = True
             self._wake_receivers()
         elif response.bodiless and response.state not in (NOTHING, STARTED):
             if self._whole:
                 await checkpoint()  # an app that never ends may wait for nothing else
                 return
-            self._whole = self._opened = True
+            self._opened = self._whole = True
             self._set_timer(GRACE_SECONDS, self._hang_up)
         elif block or not (self._opened or response.state in (NOTHING, STARTED)):
             self._opened = True

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ import anyio.to_thread
 import pytest
 
 from bridge import AsgiToWsgi, LifespanFailure, threads
+from bridge.asgi_to_wsgi import _Cycle
 from bridge.life import Life
 from bridge.loops import LoopPool, TurnedLoop
 from tests.drivers import FakeInput, WsgiServer, in_thread, make_environ, run_in_thread, run_in_threads
@@ -94,6 +96,46 @@ def test_a_task_factory_that_raises_fails_the_request() -> None:
         assert holder.result().body == b"ok"
         assert WsgiServer().run(application).body == b"ok"
     assert not application._life.requests
+
+
+def test_a_servers_thread_may_look_at_its_response_in_the_middle_of_a_send() -> None:
+    """[A7] Where another thread runs the loop, and it was woken for something else."""
+    holds, looked, leave = threading.Event(), threading.Event(), asyncio.Event()
+    cycle: Any = None
+
+    class Blocks(deque[bytes]):
+        """Have the request's thread look as soon as there is one."""
+
+        def append(self, block: bytes) -> None:
+            super().append(block)
+            if not looked.is_set():
+                loop.tell(cycle._turn)
+                assert looked.wait(10)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/hold":
+            asyncio.get_running_loop().call_soon(holds.set)
+            await leave.wait()
+        await answer(send)
+
+    def bridged(environ: Any, start_response: Any) -> Any:
+        nonlocal cycle
+        cycle = _Cycle(application, application._life, environ, start_response)
+        cycle._blocks = Blocks()
+        try:
+            return cycle.begin()
+        finally:
+            looked.set()
+
+    with wrap(app) as application:
+        holder = in_thread(WsgiServer().run, application, make_environ(path="/hold"))
+        assert holds.wait(10)
+        assert application._life.shared is not None
+        loop = application._life.shared
+        exchange = WsgiServer().run(bridged)
+        loop.post(leave.set)
+        assert (exchange.error, exchange.body) == (None, b"ok")
+        assert holder.result().body == b"ok"
 
 
 def test_a_thread_that_was_kept_from_stepping_down_takes_its_loop_again(monkeypatch: pytest.MonkeyPatch) -> None:
