@@ -330,7 +330,8 @@ def serve_wsgi_app(app: WSGIApplication, service: Service) -> int:
         pass  # uvicorn stops by itself, and raises the signal again when it has
     finally:
         held.clear()
-        application.close()
+        if not server.started:  # else the lifespan's shutdown has done it, and waited for an app that does not return
+            application.close()
     if interrupted.is_set() and not server.started:
         raise KeyboardInterrupt
     return 0 if server.started else 1

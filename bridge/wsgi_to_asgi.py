@@ -209,17 +209,7 @@ class WsgiToAsgi:
                 self._state = None
 
     async def _stop_workers(self) -> None:
-        if not await anyio.to_thread.run_sync(self._stop, SHUTDOWN_SECONDS, abandon_on_cancel=True):
-            logger.error("the shutdown leaves alone what has not ended in %.3g s: %s", SHUTDOWN_SECONDS, self._in_app())
-
-    def _stop(self, timeout: float | None) -> bool:
-        patience = NOTICE_SECONDS if timeout is None else min(NOTICE_SECONDS, timeout)
-        if self._workers.stop(patience):
-            return True
-        if patience == timeout:
-            return False
-        logger.warning("the shutdown waits for %s", self._in_app())
-        return self._workers.stop(None if timeout is None else timeout - patience)
+        await anyio.to_thread.run_sync(self.close, abandon_on_cancel=True)
 
     def _in_app(self) -> str:
         cycles = [job.__self__ for job in self._workers.jobs if isinstance(job, types.MethodType)]
@@ -245,8 +235,18 @@ class WsgiToAsgi:
                 self._guests.remove(guest)
 
     def close(self) -> None:
-        """Wait for the requests in flight, and stop the threads. A later request starts new ones."""
-        self._stop(None)
+        """Stop the threads; a later request starts new ones.
+
+        Requests in flight are waited for, for a bounded time. What is left after it is told to the log.
+        """
+        patience = min(NOTICE_SECONDS, SHUTDOWN_SECONDS)
+        if self._workers.stop(patience):
+            return
+        if patience < SHUTDOWN_SECONDS:
+            logger.warning("the shutdown waits for %s", self._in_app())
+            if self._workers.stop(SHUTDOWN_SECONDS - patience):
+                return
+        logger.error("the shutdown leaves alone what has not ended in %.3g s: %s", SHUTDOWN_SECONDS, self._in_app())
 
 
 class _Word(enum.Enum):

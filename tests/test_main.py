@@ -115,6 +115,10 @@ def endless(environ, start_response):
         yield b"tick"
         time.sleep(0.05)
 
+def forever(environ, start_response):
+    while True:
+        time.sleep(1)
+
 def slow(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     yield b"a"
@@ -674,6 +678,24 @@ def test_a_second_interrupt_hangs_up_at_once(serve: Callable[..., Served], targe
         status, out, err = served.wait()
     assert (status, set(out.splitlines()), err) == (0, set(last_words.splitlines()), "")
 
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_app_that_never_returns_does_not_hold_up_the_stop_for_ever(
+    serve: Callable[..., Served], workers: str
+) -> None:
+    served = serve("shop_main:forever", "--workers", workers, program=IMPATIENT)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.get(f"{served.address}/hangs", trust_env=False, timeout=1)
+    status, _, err = served.stop(signal.SIGTERM)
+    assert status == 0
+    assert err.count("the shutdown leaves alone what has not ended in 0.3 s: 1 request in the app: 'GET /hangs'") == 1
+
+
+IMPATIENT = """
+import sys, bridge.__main__ as main, bridge.wsgi_to_asgi as wsgi_to_asgi
+main.GRACE, wsgi_to_asgi.SHUTDOWN_SECONDS = 0.1, 0.3
+sys.exit(main.main())
+"""
 
 # Requests in flight have far longer to end than the test.
 PATIENT = "import sys, bridge.__main__ as main; main.GRACE = 1000.0; sys.exit(main.main())"

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from asgiref.sync import async_to_sync
 
 from bridge import ClientDisconnected, ProtocolError, WsgiToAsgi
+from bridge.wsgi_to_asgi import NOTICE_SECONDS
 from tests.drivers import LIMIT, AsgiServer, Signal, complaints, http_request, in_thread, make_scope
 from tests.wsgi_apps import Body, Environ, StartResponse, answer, echo, hello, serve, settle
 
@@ -473,6 +475,33 @@ async def test_a_shutdown_leaves_an_app_that_does_not_end(
         assert "the shutdown leaves alone what has not ended in 0.05 s: 1 request in the app: 'GET /'" in caplog.text
         stuck.set()
         await exchange.finish()
+
+
+@pytest.mark.parametrize("seconds", [0.05, 2.05])
+async def test_close_leaves_an_app_that_does_not_end(
+    seconds: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[W22] [S2] As AsgiToWsgi's does: a process that is about to end need not wait for ever."""
+    monkeypatch.setattr("bridge.wsgi_to_asgi.SHUTDOWN_SECONDS", seconds)
+    stuck = Signal("stuck")
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        inside.set()
+        stuck.wait()
+        return hello(environ, start_response)
+
+    inside = Signal("inside")
+    bridge = WsgiToAsgi(app)
+    async with AsgiServer().start(bridge) as exchange:
+        await inside.wait_async()
+        await anyio.to_thread.run_sync(bridge.close)
+        words = [f"the shutdown leaves alone what has not ended in {seconds:.3g} s: 1 request in the app: 'GET /'"]
+        if seconds > NOTICE_SECONDS:
+            words.insert(0, "the shutdown waits for 1 request in the app: 'GET /'")
+        assert [record.getMessage() for record in caplog.records if record.name == "bridge"] == words
+        stuck.set()
+        await exchange.finish()
+    bridge.close()
 
 
 FORKS = """
