@@ -67,7 +67,7 @@ async def together(name: str, number: int):
     """Answered once so many have come."""
     arrived[name] = arrived.get(name, 0) + 1
     while arrived[name] < number:
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(number / 1000)
 
 @app.get("/sync-together/{name}/{number}")
 def sync_together(name: str, number: int):
