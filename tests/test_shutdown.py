@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -82,7 +80,7 @@ def test_request_in_the_app_ends_before_the_lifespan_does(name: str, tmp_path: P
         board = Board(running.board)
         get(connection, "/held")
         board.wait("held")
-        os.kill(running.pid, signal.SIGTERM)
+        running.terminate()
         time.sleep(0.3)  # nothing happens that could be waited for
         assert board.get("left") is None
         board.put("go")
