@@ -66,6 +66,9 @@ def start(name: str, path: Path, application: str = APPLICATION, options: str = 
 def normal_status(name: str, path: Path) -> int:
     """How the server ends without bridge; some of them by the signal itself."""
     with start(name, path, NATIVE) as running:
+        with running.connect() as connection:  # granian listens before its worker hears of a signal
+            get(connection, "/echo/it")
+            assert read_response(connection)[0] == 200
         return running.stop()
 
 
