@@ -453,35 +453,11 @@ async def test_a_server_without_a_port_is_no_error(server: Any) -> None:
     assert exchange.body == b"hello"
 
 
+@pytest.mark.parametrize(("by", "seconds"), [("lifespan", 0.05), ("close", 0.05), ("close", 2.05)])
 async def test_a_shutdown_leaves_an_app_that_does_not_end(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    by: str, seconds: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """[W22]"""
-    monkeypatch.setattr("bridge.wsgi_to_asgi.SHUTDOWN_SECONDS", 0.05)
-    stuck = Signal("stuck")
-
-    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        inside.set()
-        stuck.wait()
-        return hello(environ, start_response)
-
-    inside = Signal("inside")
-    bridge = WsgiToAsgi(app)
-    async with AsgiServer().start(bridge) as exchange:
-        await inside.wait_async()
-        async with AsgiServer().lifespan(bridge) as lifespan:
-            await lifespan.startup()
-            await lifespan.shutdown()
-        assert "the shutdown leaves alone what has not ended in 0.05 s: 1 request in the app: 'GET /'" in caplog.text
-        stuck.set()
-        await exchange.finish()
-
-
-@pytest.mark.parametrize("seconds", [0.05, 2.05])
-async def test_close_leaves_an_app_that_does_not_end(
-    seconds: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """[W22] [S2] As AsgiToWsgi's does: a process that is about to end need not wait for ever."""
+    """[W22] [S2] Also by close(): a process that is about to end need not wait for ever."""
     monkeypatch.setattr("bridge.wsgi_to_asgi.SHUTDOWN_SECONDS", seconds)
     stuck = Signal("stuck")
 
@@ -494,7 +470,12 @@ async def test_close_leaves_an_app_that_does_not_end(
     bridge = WsgiToAsgi(app)
     async with AsgiServer().start(bridge) as exchange:
         await inside.wait_async()
-        await anyio.to_thread.run_sync(bridge.close)
+        if by == "close":
+            await anyio.to_thread.run_sync(bridge.close)
+        else:
+            async with AsgiServer().lifespan(bridge) as lifespan:
+                await lifespan.startup()
+                await lifespan.shutdown()
         words = [f"the shutdown leaves alone what has not ended in {seconds:.3g} s: 1 request in the app: 'GET /'"]
         if seconds > NOTICE_SECONDS:
             words.insert(0, "the shutdown waits for 1 request in the app: 'GET /'")
